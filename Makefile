@@ -1,0 +1,76 @@
+# Artifact Bus. Needs: make, Python 3.11 or newer with venv, and a package registry. Nothing else:
+# no Redis, no Docker, no root. Everything is installed into .venv.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint types bench up lock clean
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --quiet --no-input --disable-pip-version-check
+# One file per state of the two inputs; removing it installs anew.
+READY := $(VENV)/.installed
+
+# A lake or a Redis named in the caller's environment is theirs: neither tests nor demo touch it.
+OWN := env -u BUS_LAKE -u BUS_REDIS_URL -u BUS_REDIS_PREFIX
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY)  ## a whole bus in ./demo-lake: submit, query, reject, kill, rebuild (under a minute)
+	$(OWN) BUS_LAKE="$(CURDIR)/demo-lake" $(BIN)/bus demo
+
+test: lint types  ## style, types and every test
+	$(OWN) $(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff: all rules, and the format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy --strict
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure against the limits of this machine (up to 15 minutes; exit 1 if a goal is missed)
+	$(OWN) $(BIN)/python -m benchmarks
+
+up: $(READY)  ## run a bus on ./data (or BUS_LAKE) until Ctrl-C
+	$(BIN)/bus up
+
+# ── installation ─────────────────────────────────────────────────────────────────────────────────
+
+# The interpreter is chosen by running it: a version manager's shim may exist and not work, and
+# Debian's python3 may come without venv.
+SUITS := import sys, venv, ensurepip; print(sys.executable); sys.exit(sys.version_info < (3, 11))
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) (once, about a minute) ..."
+	@found=; for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+	  found=$$("$$candidate" -c '$(SUITS)' 2>/dev/null) && break; found=; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "No Python 3.11 or newer with venv among: $(or $(PYTHON),python3 python3.13 python3.12 python3.11)." >&2; \
+	  echo "Install one (Debian: apt install python3 python3-venv) or name it: make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3.12" >&2; \
+	  exit 1; \
+	fi; \
+	"$$found" -m venv --clear $(VENV)
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+# Resolves anew with the bounds of pyproject.toml, in an environment that is thrown away.
+# async-timeout is what redis wants on Python 3.11.0 to 3.11.2 only: pinned for those.
+lock:  ## write constraints.txt: the newest versions that pyproject.toml allows
+	rm -rf .venv-lock
+	$(or $(PYTHON),python3) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --quiet --no-input --disable-pip-version-check install --editable '.[dev]' async-timeout
+	{ sed -n '/^#/p' constraints.txt; \
+	  .venv-lock/bin/python -m pip freeze --exclude-editable | sort -f; } > .venv-lock/constraints.txt
+	! grep -nE '://|@' .venv-lock/constraints.txt
+	cp .venv-lock/constraints.txt constraints.txt
+	rm -rf .venv-lock
+
+clean:  ## remove what make created; never ./data, which is your lake
+	rm -rf $(VENV) .venv-lock demo-lake .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -f benchmarks/latest.json
+	find bus tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,1 @@
+"""Artifact Bus: an artifact store and ingest bus for quantitative research."""

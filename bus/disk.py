@@ -1,0 +1,336 @@
+"""Durable file operations: the only module that calls fsync, link and rename.
+
+Everything here keeps one promise each, named in its docstring. An fsync that fails is never
+retried: the kernel may have dropped the pages, so the caller's process must end (FAULTS 0.4).
+
+Crash points are places where a test may kill the process: ``BUS_CRASH_AT=<name>[:n]`` ends it
+with SIGKILL the n-th time the point is reached. In production they cost one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import stat
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Every crash point, by the step of the commit protocol (DESIGN section 5) that it follows.
+CRASH_POINTS: dict[str, str] = {
+    "stage.files": "1: the Parquet files are written and synced, no manifest yet",
+    "stage.manifest": "1: manifest and COMMIT are synced, the job is still in staging",
+    "stage.renamed": "1: the job lies in inbox/, which is not synced yet",
+    "stage.done": "1: the job is acknowledged, nobody was told",
+    "claim.locked": "3: the claim is held, the job still lies in inbox/",
+    "claim.renamed": "3: the job lies in work/",
+    "validate.done": "4: everything was read, nothing stored",
+    "store.linked": "5: an object is linked, its directory not synced",
+    "store.done": "5: all objects of the job are durable, no verdict",
+    "verdict.written": "6: verdict.json is durable, the job still lies in work/",
+    "verdict.ready": "6: the job lies in ready/, the writer was not told",
+    "commit.decided": "7: decisions are made, nothing is written",
+    "commit.written": "8: the record's temporary file is synced, not linked",
+    "commit.linked": "8: the record has its number, journal/ is not synced",
+    "commit.done": "8: committed, no view knows",
+    "index.done": "9: SQLite knows, nobody was answered",
+    "answer.written": "10: a receipt is durable, the job still lies in ready/",
+    "answer.moved": "10: the job lies in processed/ or rejected/, the rest of the batch does not",
+    "answer.done": "10: every job of the batch is answered, views are behind",
+    "views.linked": "11: artifact links exist, the catalog is behind",
+    "views.built": "11: the catalog's next snapshot is written, not renamed",
+    "views.published": "11: the snapshot is published, link trees are behind",
+    "export.built": "export: the temporary file is complete, not renamed",
+}
+
+_crash_at, _, _crash_nth = os.environ.get("BUS_CRASH_AT", "").partition(":")
+_crash_countdown = int(_crash_nth or 1)
+
+
+def crash_point(name: str) -> None:
+    """End this process with SIGKILL when ``BUS_CRASH_AT`` names this point; else do nothing."""
+    global _crash_countdown  # noqa: PLW0603 - one armed point a process, set by the environment
+    if name != _crash_at:
+        return
+    _crash_countdown -= 1
+    if _crash_countdown <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ── sync ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def sync_fd(fd: int) -> None:
+    """Make the bytes behind an open descriptor durable."""
+    os.fsync(fd)
+
+
+def sync_file(path: Path | str) -> None:
+    """Make a file's bytes durable, whoever wrote them."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_dir(path: Path | str) -> None:
+    """Make the names in a directory durable (creations, links, renames into and out of it)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256_of(data: bytes) -> str:
+    """Hex SHA-256 of bytes in memory."""
+    return hashlib.sha256(data).hexdigest()
+
+
+# ── write and publish ─────────────────────────────────────────────────────────────────────────
+
+
+def write_durable(path: Path | str, data: bytes, mode: int = 0o644) -> None:
+    """Create or replace `path` with `data` and sync it; the name is durable after `sync_dir`."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_plain(path: Path | str, data: bytes, mode: int = 0o644) -> None:
+    """Create or replace `path` with `data` without syncing: for views, which can be rebuilt."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        _write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def replace_view(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a view's file by rename, so that readers see the old or the new, never a half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_plain(temporary, data, mode)
+    os.replace(temporary, path)
+
+
+def publish_file(temporary: Path, final: Path) -> None:
+    """Sync a finished temporary file and rename it over `final`, durably."""
+    sync_file(temporary)
+    os.replace(temporary, final)
+    sync_dir(final.parent)
+
+
+def link_new(source: Path | str, target: Path | str) -> bool:
+    """Give `source` a second name that must not exist yet; False when the name is taken.
+
+    Atomic: of many callers with one `target`, exactly one gets True.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Make a view's file `target` show `source`: hard link, or a copy where links run out.
+
+    True when something was made, False when `target` exists. ext4 allows 65,000 names a file, and
+    one object may serve more artifacts than that (empty slices), hence the copy.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in {errno.EMLINK, errno.EXDEV, errno.EPERM}:
+            raise
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        copy_file(source, temporary)
+        os.replace(temporary, target)
+    return True
+
+
+_FICLONE = 0x40049409
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy bytes, sharing extents where the file system can (reflink); not synced."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        except OSError:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def move(source: Path | str, target: Path | str) -> None:
+    """Rename within the lake. A directory is never moved onto a non-empty one (OSError)."""
+    os.rename(source, target)
+
+
+def replace(source: Path | str, target: Path | str) -> None:
+    """Rename a file over another."""
+    os.replace(source, target)
+
+
+def remove(path: Path | str) -> None:
+    """Remove a file; a file that is not there is fine."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it; one that is not there is fine."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+# ── open and lock ─────────────────────────────────────────────────────────────────────────────
+
+
+def open_foreign(directory_fd: int, relpath: str) -> int:
+    """Open a file that a producer wrote, below `directory_fd`, for reading.
+
+    Every component is opened without following links, and the last one without blocking (a FIFO
+    would hang us). Raises OSError (ELOOP or ENOTDIR for a link, ENOENT), or IsADirectoryError /
+    `NotRegular` for anything but a regular file.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    *parents, name = relpath.split("/")
+    at = os.dup(directory_fd)
+    try:
+        for part in parents:
+            deeper = os.open(part, flags | os.O_DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = deeper
+        fd = os.open(name, flags | os.O_NONBLOCK, dir_fd=at)
+    finally:
+        os.close(at)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotRegularError(relpath)
+    return fd
+
+
+class NotRegularError(OSError):
+    """A directory, FIFO, socket or device where a regular file must be."""
+
+
+#: What open() says about the thing that lies there (a link, a socket, a forbidden file …); any
+#: other errno is a fault of ours: a full table of descriptors, a failing disk.
+FOREIGN_ERRNOS = frozenset(
+    {
+        *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV),
+        *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EINVAL, errno.ETXTBSY),
+    }
+)
+
+
+def make_read_only(fd: int) -> bool:
+    """Take away everybody's right to open the file for writing; False when it is not our file."""
+    try:
+        os.fchmod(fd, 0o444)
+    except PermissionError:
+        return False
+    return True
+
+
+def open_up(directory: Path | str) -> None:
+    """Give the owner all rights to a directory, never through a link (FOREIGN_ERRNOS apply)."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", 0o755)
+    finally:
+        os.close(fd)
+
+
+def try_read_lease(fd: int) -> bool:
+    """Whether nobody has the file open for writing right now (F_SETLEASE, released at once).
+
+    Where leases are not to be had (not our file, a network file system) the answer is True: the
+    hash over the same descriptor is then the only guard.
+    """
+    try:
+        # Whoever opens the file for writing in this moment breaks the lease, and the kernel tells
+        # us by a signal: SIGIO would end the process, SIGURG is ignored unless someone asks for it.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno != errno.EAGAIN
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+class Lock:
+    """An exclusive flock on a file, freed by the kernel when the holder dies."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def try_acquire(cls, path: Path) -> Lock | None:
+        """The lock, or None while someone alive holds it."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        lock = cls(path, fd)
+        if lock.is_ours():
+            return lock
+        lock.release()  # the file was unlinked between open and flock: the lock guards nothing
+        return None
+
+    def is_ours(self) -> bool:
+        """Whether the path still names the file we locked (nobody deleted or replaced it)."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        here = os.fstat(self._fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def read(self) -> bytes:
+        """What the lock file holds."""
+        return os.pread(self._fd, 1 << 16, 0)
+
+    def write(self, data: bytes) -> None:
+        """Replace what the lock file holds (not synced)."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, data, 0)
+
+    def release(self, *, unlink: bool = False) -> None:
+        """Give the lock up; `unlink` removes the file first, while we still hold it."""
+        if unlink and self.is_ours():
+            remove(self.path)
+        os.close(self._fd)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[Lock | None]:
+    """`Lock.try_acquire` for a with-block."""
+    lock = Lock.try_acquire(path)
+    try:
+        yield lock
+    finally:
+        if lock is not None:
+            lock.release()

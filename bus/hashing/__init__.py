@@ -1,0 +1,253 @@
+"""The file hash, and the content hash CH1: the same for the same rows, whoever wrote them.
+
+The content hash is SHA-256 over typed, columnar bytes of the rows in a total order. What follows
+is all that another program needs to compute it; integers are little-endian.
+
+1. Columns, in the order of their UTF-8 names. With a plan: its columns, cast to its types without
+   loss. Dictionaries, run-end encoding and extension types are decoded to what they store.
+2. Rows, ascending by the plan's `sort_by`, then by the remaining scalar columns in name order,
+   then by the nested columns in name order. NULL comes first; false before true; numbers, dates
+   and times by value, NaN after +inf, -0.0 equal to 0.0; text and binary byte by byte, unsigned; a
+   nested value as the bytes it is hashed as. Null-typed columns order nothing. Equal rows all stay.
+3. Chunks. A column is cut into chunks of 65,536 rows; only the last may be shorter. A chunk is::
+
+       u8       1 if the chunk has a NULL, else 0
+       bits     only if 1: for each row 1 = value, 0 = NULL; LSB first, unused bits 0, whole bytes
+       values   of every row, in the parts of its family, part after part; 0 or empty under NULL
+
+4. Families: tag and parts. ::
+
+       b     booleans          u8, 0 or 1
+       i     integers          i64. A column (or nested leaf) that holds at least one value above
+       u                       2^63 - 1 anywhere is of tag `u`, and all of it is u64
+       f     floats            f64; NaN is 7ff8000000000000, -0.0 is 0.0
+       s     text              i32 byte lengths of all rows; then all their UTF-8 bytes
+       x     binary            likewise; fixed-size binary and UUID too
+       D     dates             i32 days since 1970-01-01
+       t     naive timestamps  i64 seconds since 1970-01-01 00:00, rounded down, of all rows; then
+       T     instants (UTC)    u32 nanoseconds of all rows
+       m     times of day      i64 nanoseconds
+       0xd8  durations         i64 nanoseconds (the tag is this one byte)
+       d     decimals          u8 scales of all rows, then i256 unscaled values of all rows; each
+                               value by itself with the fewest places, 0 with none: 1.50 is (1, 15)
+       n     null-typed        nothing; such a column has no chunks at all
+       L e   lists, any kind   e is the tag of the element
+       M k v maps              tags of key and value; entries keep their order
+       S ..  structs           u32 fields; for each, in UTF-8 name order: u32 length, name, tag
+
+   A nested column is hashed like binary: i32 byte lengths, then the bytes of each row's value,
+   which are (see `bus.hashing.nested`): the i32 length of a list or map; then the *run* of all its
+   elements, or of all keys and then all values; for a struct the run of each field in name order.
+   A run is one u8 for each value (1 = value, 0 = NULL), then the values' parts as above, part
+   after part; for lists and maps: all i32 lengths, then one run of all their elements; for structs
+   one run for each field. A field of a NULL struct is NULL.
+5. column digest = SHA-256(chunks); content hash = "ch1:" + hex of SHA-256(the bytes "CH1\\n", u64
+   rows, then for each column: u32 length of its name, name, tag, column digest).
+
+What it does not cover, and `UnhashableType` names: unions, intervals, a value of 2 GiB, spans
+beyond 64 bits of nanoseconds. The caller hashes the file instead, as ``file:`` + `file_hash`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Self
+
+import pyarrow as pa
+
+from bus.hashing.casting import LossyCast, cast, needs_cast
+from bus.hashing.columns import Column, Family, UnhashableType, decoded
+from bus.hashing.digest import CHUNK_ROWS, RowDigest
+from bus.hashing.nested import family_of
+from bus.hashing.order import joined
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "CHUNK_ROWS",
+    "Column",
+    "ContentHasher",
+    "HashPlan",
+    "LossyCast",
+    "OutOfOrder",
+    "UnhashableType",
+    "content_hash",
+    "file_hash",
+]
+
+#: Tables of up to this many bytes, decoded, are kept until it is known whether they need a sort.
+SORT_LIMIT_BYTES = 256 << 20
+
+
+def file_hash(file: int | str | os.PathLike[str]) -> str:
+    """``sha256:`` + hex of a file's bytes, read once from its start, in constant memory.
+
+    An open descriptor is read without being closed or moved; a path is opened and closed.
+    """
+    if not isinstance(file, int):
+        with Path(file).open("rb") as opened:
+            return file_hash(opened.fileno())
+    digest = hashlib.sha256()
+    block = bytearray(_BLOCK_BYTES)
+    view = memoryview(block)
+    position = 0
+    while count := os.preadv(file, [block], position):
+        digest.update(view[:count])
+        position += count
+    return f"sha256:{digest.hexdigest()}"
+
+
+_BLOCK_BYTES = 1 << 18
+
+
+class OutOfOrder(Exception):  # noqa: N818 - names the finding
+    """The rows are not in canonical order and too many to sort in memory: see `out_of_core`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HashPlan:
+    """Which columns are hashed, as what, and what rows are ordered by first.
+
+    columns  name -> Arrow type to cast to without loss, or None for the type the data has
+    sort_by  names of scalar columns among them, most significant first
+
+    Raises `ValueError` for an empty plan, and for `sort_by` outside the columns.
+    """
+
+    columns: Mapping[str, pa.DataType | None]
+    sort_by: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", MappingProxyType(dict(self.columns)))
+        if not self.columns:
+            raise ValueError("a content hash needs at least one column")
+        strangers = [name for name in self.sort_by if name not in self.columns]
+        if strangers or len(set(self.sort_by)) < len(self.sort_by):
+            raise ValueError(f"sort_by {self.sort_by} must name hashed columns, each once")
+
+    @classmethod
+    def for_schema(cls, schema: pa.Schema) -> Self:
+        """The plan for data without a contract: every column as it is, no leading sort key.
+
+        Raises `ValueError` if two columns have one name.
+        """
+        if len(set(schema.names)) < len(schema.names):
+            raise ValueError("two columns have one name")
+        return cls(dict.fromkeys(schema.names))
+
+
+class ContentHasher:
+    """The content hash of rows that arrive as record batches of one schema, of any sizes.
+
+    Rows that arrive in canonical order are hashed as they come, in bounded memory. Otherwise all
+    rows are kept, up to `sort_limit_bytes`, and `result` sorts them; beyond that it raises
+    `OutOfOrder` and the caller reads the rows again through `out_of_core.content_hash`.
+
+    Raises `ValueError` if the schema lacks a column of the plan, `UnhashableType` (already here,
+    as far as types tell) and, from `update`, `LossyCast`.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        plan: HashPlan | None = None,
+        *,
+        sort_limit_bytes: int = SORT_LIMIT_BYTES,
+    ) -> None:
+        plan = plan or HashPlan.for_schema(schema)
+        self._columns = [
+            _Planned(schema, name, plan.columns[name])
+            for name in sorted(plan.columns, key=str.encode)
+        ]
+        self._digest = RowDigest(
+            [column.name for column in self._columns],
+            [column.family for column in self._columns],
+            plan.sort_by,
+        )
+        self._kept: list[list[Column]] | None = []
+        self._kept_bytes = 0
+        self._sort_limit_bytes = sort_limit_bytes
+
+    @property
+    def in_order(self) -> bool:
+        """Whether all rows so far came in canonical order."""
+        return self._digest.in_order
+
+    @property
+    def rows(self) -> int:
+        """Rows seen so far."""
+        return self._digest.rows
+
+    def update(self, batch: pa.RecordBatch) -> dict[str, Column]:
+        """Take in the next rows; what they were reduced to, by name, for whoever can use it."""
+        columns = self.canonical(batch)
+        if self._kept is not None:
+            self._kept_bytes += sum(column.array.nbytes for column in columns)
+            if self._kept_bytes > self._sort_limit_bytes:
+                self._kept = None
+            else:
+                self._kept.append(columns)
+        self._digest.update(columns, batch.num_rows)
+        return {planned.name: column for planned, column in zip(self._columns, columns, strict=True)}
+
+    def canonical(self, batch: pa.RecordBatch) -> list[Column]:
+        """The hashed columns of a batch in name order, cast and reduced; takes nothing in."""
+        return [planned.column(batch) for planned in self._columns]
+
+    def result(self) -> str:
+        """``ch1:`` + hex. Raises `OutOfOrder`. Call it once, at the end."""
+        if self._digest.in_order:
+            return self._digest.result()
+        if self._kept is None:
+            raise OutOfOrder(f"more than {self._sort_limit_bytes} bytes out of order")
+        kept, self._kept = self._kept, None
+        return self._digest.sorted_again(_concatenated(kept)).result()
+
+
+class _Planned:
+    """One hashed column: where it stands in a batch, what it is cast to, its family."""
+
+    def __init__(self, schema: pa.Schema, name: str, target: pa.DataType | None) -> None:
+        self.name = name
+        self.index = schema.get_field_index(name)
+        if self.index < 0:
+            raise ValueError(f"not exactly one column is named {name!r}")
+        source = schema.field(self.index).type
+        self.target = target if target is not None and needs_cast(source, target) else None
+        try:
+            self.family: Family = family_of(self.target or source)
+        except UnhashableType as error:
+            raise error.at(name) from None
+
+    def column(self, batch: pa.RecordBatch) -> Column:
+        array = decoded(batch.column(self.index))
+        try:
+            if self.target is not None:
+                array = cast(array, self.target, self.name)
+            return self.family.column(array)
+        except UnhashableType as error:
+            raise error.at(self.name) from None
+
+
+def _concatenated(batches: list[list[Column]]) -> list[Column]:
+    """The batches as one, freeing each column's parts before the next column is copied."""
+    result = []
+    for number in range(len(batches[0])):
+        result.append(joined(*[batch[number] for batch in batches]))
+        for batch in batches:
+            batch[number] = result[-1]
+    return result
+
+
+def content_hash(table: pa.Table | pa.RecordBatch, plan: HashPlan | None = None) -> str:
+    """The content hash of rows in memory: ``ch1:`` + 64 hex digits. Raises as `ContentHasher`."""
+    hasher = ContentHasher(table.schema, plan, sort_limit_bytes=1 << 62)
+    batches = [table] if isinstance(table, pa.RecordBatch) else table.to_batches()
+    for batch in batches:
+        hasher.update(batch)
+    return hasher.result()

@@ -1,0 +1,517 @@
+"""Canonical columns: what an Arrow column of each type family is reduced to, and its bytes.
+
+A `Family` knows three things about its columns: the canonical array (one per family, whatever the
+width, flavour or unit of the input), the bytes of that array (the definition's section 3), and an
+array whose plain ``<`` is the canonical order. The functions here know nothing about rows.
+
+Canonical arrays are: bool · int64 or uint64 · double · string, large_string, binary or
+large_binary · int32 (days) · int64 (timestamps, times, durations, in the input's own unit) ·
+decimal256 · null · large_binary (nested values, see `nested`).
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from struct import pack, unpack
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+if sys.byteorder != "little":  # buffers are hashed as they lie in memory
+    raise ImportError("bus.hashing needs a little-endian machine")
+
+I64_MAX = (1 << 63) - 1
+I32_MAX = (1 << 31) - 1
+_INFINITY_BITS = unpack("<q", pack("<d", float("inf")))[0]
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def kernel(name: str) -> Callable[..., Any]:
+    """A compute function without pyarrow's Python wrapper: 1 to 2 us less for each call.
+
+    The result of calling it is an Array, ChunkedArray or Scalar; the arguments go in one list.
+    """
+    call: Callable[..., Any] = pc.get_function(name).call
+    return call
+
+
+_add = kernel("add")
+_binary_length = kernel("binary_length")
+_cast = kernel("cast")
+_coalesce = kernel("coalesce")
+_divide = kernel("divide")
+_equal = kernel("equal")
+_if_else = kernel("if_else")
+_is_nan = kernel("is_nan")
+_is_valid = kernel("is_valid")
+_less = kernel("less")
+_min_max = kernel("min_max")
+_multiply = kernel("multiply")
+_multiply_checked = kernel("multiply_checked")
+_subtract = kernel("subtract")
+_sum = kernel("sum")
+_xor = kernel("bit_wise_xor")
+
+_TO_I64 = pc.CastOptions.unsafe(pa.int64())
+_TO_U32 = pc.CastOptions.unsafe(pa.uint32())
+_TO_U8 = pc.CastOptions.unsafe(pa.uint8())
+_TO_I32 = pc.CastOptions.safe(pa.int32())
+_TO_DOUBLE = pc.CastOptions.unsafe(pa.float64())
+_NAN = pa.scalar(float("nan"), pa.float64())
+_NOT_SIGN = pa.scalar(I64_MAX, pa.int64())
+_ZERO: dict[pa.DataType, pa.Scalar] = {
+    t: pa.scalar(0, t)
+    for t in (pa.int32(), pa.int64(), pa.uint64(), pa.float64(), pa.decimal256(76, 0))
+}
+_FALSE = pa.scalar(False)  # noqa: FBT003 - the value, not a flag
+
+
+class UnhashableType(Exception):  # noqa: N818 - names the finding, like KeyError's cousins here
+    """A column whose type or values the content hash does not define; hash the file instead.
+
+    `column` is the column's name ("" while it is not known yet), `type` the Arrow type.
+    """
+
+    def __init__(self, type_: pa.DataType, detail: str, column: str = "") -> None:
+        super().__init__(f"column {column!r} ({type_}) has no content hash: {detail}")
+        self.column = column
+        self.type = type_
+        self.detail = detail
+
+    def at(self, column: str) -> UnhashableType:
+        """The same finding, with the name of the column it was made in."""
+        return UnhashableType(self.type, self.detail, self.column or column)
+
+
+class Column:
+    """A canonical array, with what is already known about it.
+
+    array  the canonical array (see the module's text)
+    nans   how many values are NaN
+    """
+
+    __slots__ = ("_bounds", "_key", "array", "family", "nans")
+
+    def __init__(
+        self, family: Family, array: pa.Array, nans: int = 0, bounds: Any = None, key: Any = None
+    ) -> None:
+        self.family = family
+        self.array = array
+        self.nans = nans
+        self._bounds = bounds
+        self._key = key
+
+    @property
+    def key(self) -> pa.Array:
+        """An array of the same rows whose ``<`` is the canonical order, where not NULL."""
+        if self._key is None:
+            self._key = ordered_bits(self.array) if self.nans else self.array
+        return self._key
+
+    @property
+    def bounds(self) -> tuple[Any, Any]:
+        """(least, greatest) canonical value as Python values, NaN left out; None without values."""
+        if self._bounds is None:
+            self._bounds = self.family.bounds(self.array)
+        return self._bounds  # type: ignore[no-any-return]
+
+
+class Family:
+    """One type family. A family of one column is used for that column only: it may learn."""
+
+    tag: bytes = b""
+    #: Whether rows are ordered by this column before the nested ones.
+    scalar: ClassVar[bool] = True
+
+    def column(self, array: pa.Array) -> Column:
+        """The canonical form of an array of this family. Raises `UnhashableType` for a value."""
+        return Column(self, self.canonical(array))
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        """The canonical array alone."""
+        raise NotImplementedError
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        """The fixed-width parts of a canonical array, zeros under NULL: (bytes, width) each."""
+        raise NotImplementedError
+
+    def tail(self, array: pa.Array) -> Any:  # noqa: ARG002 - for families that have one
+        """The bytes that follow the fixed-width parts, or None."""
+        return None
+
+    def bounds(self, array: pa.Array) -> tuple[Any, Any]:
+        """(least, greatest) of a canonical array, as Python values."""
+        found = _min_max([array])
+        return found[0].as_py(), found[1].as_py()
+
+
+def data(array: pa.Array, width: int) -> Any:
+    """The values of a fixed-width array as a buffer of exactly ``len * width`` bytes."""
+    buffer = array.buffers()[1]
+    if buffer is None:
+        return b""
+    return buffer.slice(array.offset * width, len(array) * width)
+
+
+def filled(array: pa.Array) -> pa.Array:
+    """The array with zeros where it is NULL."""
+    return _coalesce([array, _ZERO[array.type]]) if array.null_count else array
+
+
+def validity(array: pa.Array) -> pa.Array:
+    """A boolean array without NULL: True where the array has a value."""
+    return _is_valid([array])
+
+
+def bits(flags: pa.Array) -> bytes:
+    """A boolean array's values packed LSB first, unused bits zero."""
+    if flags.offset:  # a kernel may hand on a slice of its input's bitmap
+        flags = pc.invert(pc.invert(flags))
+    packed = bytearray(flags.buffers()[1].slice(0, (len(flags) + 7) // 8))
+    if len(flags) % 8:
+        packed[-1] &= (1 << len(flags) % 8) - 1
+    return bytes(packed)
+
+
+def ordered_bits(floats: pa.Array) -> pa.Array:
+    """Doubles (canonical NaN, no -0.0) as int64 of the same order: NaN comes after +inf."""
+    raw = floats.view(pa.int64())
+    return _if_else([_less([raw, _ZERO[pa.int64()]]), _xor([raw, _NOT_SIGN]), raw])
+
+
+class Bools(Family):
+    """`b`: u8, 0 or 1."""
+
+    tag = b"b"
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        return array
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        if array.null_count:
+            array = _coalesce([array, _FALSE])
+        return ((data(_cast([array], _TO_U8), 1), 1),)
+
+
+class Integers(Family):
+    """`i`: i64. A column that holds a value above the greatest i64 is `u`: u64 throughout."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self.is_u64 = type_ == pa.uint64()
+        self.is_wide = self.is_u64 or type_ == pa.int64()
+        self.exceeds_i64 = False
+
+    @property
+    def tag(self) -> bytes:  # type: ignore[override]
+        return b"u" if self.exceeds_i64 else b"i"
+
+    def column(self, array: pa.Array) -> Column:
+        column = Column(self, self.canonical(array))
+        if self.is_u64 and not self.exceeds_i64:
+            self.exceeds_i64 = (column.bounds[1] or 0) > I64_MAX
+        return column
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        return array if self.is_wide else _cast([array], _TO_I64)
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        return ((data(filled(array), 8), 8),)
+
+
+class Floats(Family):
+    """`f`: f64; every NaN is 7ff8000000000000, and -0.0 is 0.0."""
+
+    tag = b"f"
+
+    def column(self, array: pa.Array) -> Column:
+        if array.type != pa.float64():
+            array = _cast([array], _TO_DOUBLE)
+        # Read as integers, -0.0 and every negative number (NaN too) are below zero, and a positive
+        # NaN is above infinity. So one cheap pass proves that there is nothing to normalise.
+        raw = _min_max([array.view(pa.int64())])
+        least, greatest = raw[0].as_py(), raw[1].as_py()
+        if least is None:
+            return Column(self, array, bounds=(None, None))
+        if least >= 0 and greatest <= _INFINITY_BITS:
+            bounds = unpack("<dd", pack("<qq", least, greatest))
+            return Column(self, array, bounds=bounds)
+        return self._normalised(array)
+
+    def _normalised(self, array: pa.Array) -> Column:
+        array = _add([array, _ZERO[pa.float64()]])  # -0.0 + 0.0 = 0.0
+        is_nan = _is_nan([array])
+        nans = is_nan.true_count
+        if nans:
+            array = _if_else([is_nan, _NAN, array])
+        return Column(self, array, nans)
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        return self.column(array).array
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        return ((data(filled(array), 8), 8),)
+
+    def bounds(self, array: pa.Array) -> tuple[Any, Any]:
+        least, greatest = super().bounds(array)
+        only_nan = least is not None and least != least  # noqa: PLR0124 - this is what NaN is
+        return (None, None) if only_nan else (least, greatest)
+
+
+class Text(Family):
+    """`s` (UTF-8) and `x` (binary, fixed-size binary, UUID): i32 byte lengths, then the bytes."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self.type = type_
+        is_view = pa.types.is_string_view(type_) or pa.types.is_binary_view(type_)
+        is_text = any(
+            test(type_)
+            for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        )
+        self.tag = b"s" if is_text else b"x"
+        self.target: pa.DataType | None = None
+        if is_view:
+            self.target = pa.large_string() if is_text else pa.large_binary()
+        elif pa.types.is_fixed_size_binary(type_):
+            self.target = pa.large_binary()
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        return array if self.target is None else array.cast(self.target)
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        return ((data(self.lengths(array), 4), 4),)
+
+    def lengths(self, array: pa.Array) -> pa.Array:
+        """int32 byte lengths, 0 under NULL. Raises `UnhashableType` for a value of 2 GiB."""
+        lengths = filled(_binary_length([array]))
+        if lengths.type == pa.int32():
+            return lengths
+        try:
+            return _cast([lengths], _TO_I32)
+        except pa.ArrowInvalid:
+            raise UnhashableType(self.type, "a value of 2 GiB or more") from None
+
+    def tail(self, array: pa.Array) -> Any:
+        start, stop = _first_and_last_offset(array)
+        # Arrow allows bytes under NULL; they are not part of any value.
+        if array.null_count and _sum([_binary_length([array])]).as_py() != stop - start:
+            return self.tail(_coalesce([array, pa.scalar(b"").cast(array.type)]))
+        if start == stop:
+            return b""
+        return array.buffers()[2].slice(start, stop - start)
+
+
+def offsets(array: pa.Array) -> pa.Array:
+    """The ``len + 1`` offsets of a string, binary or list array, as int64."""
+    is_large = array.type in {pa.large_string(), pa.large_binary()}
+    type_, width = (pa.int64(), 8) if is_large else (pa.int32(), 4)
+    buffer = array.buffers()[1]
+    if buffer is None or len(buffer) == 0:  # an empty array may come without
+        return pa.array([0] * (len(array) + 1), pa.int64())
+    found = pa.Array.from_buffers(type_, len(array) + 1, [None, buffer], offset=array.offset)
+    return found if width == 8 else _cast([found], _TO_I64)  # noqa: PLR2004 - bytes of an i64
+
+
+def _first_and_last_offset(array: pa.Array) -> tuple[int, int]:
+    buffer = array.buffers()[1]
+    if buffer is None or len(buffer) == 0 or len(array) == 0:
+        return 0, 0
+    is_large = array.type in {pa.large_string(), pa.large_binary()}
+    all_offsets = memoryview(buffer).cast("q" if is_large else "i")
+    return all_offsets[array.offset], all_offsets[array.offset + len(array)]
+
+
+class Dates(Family):
+    """`D`: i32 days."""
+
+    tag = b"D"
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self.type = type_
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        if self.type == pa.date64():
+            try:
+                array = array.cast(pa.date32())
+            except pa.ArrowInvalid:
+                raise UnhashableType(self.type, "a date64 that is not a whole day") from None
+        return array.view(pa.int32())
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        return ((data(filled(array), 4), 4),)
+
+
+class Timestamps(Family):
+    """`t` (naive) and `T` (instants): all i64 seconds, rounded down, then all u32 nanoseconds."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self.tag = b"t" if type_.tz is None else b"T"
+        self.per_second = _PER_SECOND[type_.unit]
+        self._per_second = pa.scalar(self.per_second, pa.int64())
+        self._ns = pa.scalar(10**9 // self.per_second, pa.int64())
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        return array.view(pa.int64())
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        array = filled(array)
+        if self.per_second == 1:
+            return (data(array, 8), 8), (bytes(4 * len(array)), 4)
+        seconds = _divide([array, self._per_second])
+        rest = _subtract([array, _multiply([seconds, self._per_second])])
+        found = _min_max([rest])
+        least, greatest = found[0].as_py() or 0, found[1].as_py() or 0
+        if least == greatest == 0:
+            return (data(seconds, 8), 8), (bytes(4 * len(array)), 4)
+        if least < 0:  # division rounds towards zero, the definition down
+            borrow = _cast([_less([rest, _ZERO[pa.int64()]])], _TO_I64)
+            seconds = _subtract([seconds, borrow])
+            rest = _add([rest, _multiply([borrow, self._per_second])])
+        nanoseconds = _cast([_multiply([rest, self._ns])], _TO_U32)
+        return (data(seconds, 8), 8), (data(nanoseconds, 4), 4)
+
+
+class Spans(Family):
+    """`m` (times of day) and 0xd8 (durations): i64 nanoseconds."""
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self.type = type_
+        self.tag = b"\xd8" if pa.types.is_duration(type_) else b"m"
+        self._ns = pa.scalar(10**9 // _PER_SECOND[type_.unit], pa.int64())
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        if pa.types.is_time32(self.type):
+            return _cast([array.view(pa.int32())], _TO_I64)
+        return array.view(pa.int64())
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        try:
+            return ((data(_multiply_checked([filled(array), self._ns]), 8), 8),)
+        except pa.ArrowInvalid:
+            raise UnhashableType(self.type, "a span beyond 64 bits of nanoseconds") from None
+
+
+class Decimals(Family):
+    """`d`: all u8 scales, then all i256; each value on its own with the fewest decimal places."""
+
+    tag = b"d"
+
+    def __init__(self, type_: pa.DataType) -> None:
+        self.type = type_
+        self.scale = max(0, type_.scale)
+        self.target = pa.decimal256(76, self.scale)
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        try:
+            return array.cast(self.target)
+        except pa.ArrowInvalid:
+            raise UnhashableType(self.type, "a decimal beyond 76 digits") from None
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+        digits = filled(array.view(pa.decimal256(76, 0)))
+        removed = pa.repeat(pa.scalar(0, pa.uint8()), len(array))
+        for step in _halving_steps(self.scale):
+            shorter, divides = _divided(digits, step)
+            if divides.true_count:
+                digits = _if_else([divides, shorter, digits])
+                more = _multiply([_cast([divides], _TO_U8), pa.scalar(step, pa.uint8())])
+                removed = _add([removed, more])
+        scales = _subtract([pa.scalar(self.scale, pa.uint8()), removed])
+        is_zero = _equal([digits, _ZERO[digits.type]])
+        scales = _if_else([is_zero, pa.scalar(0, pa.uint8()), scales])
+        return (data(scales, 1), 1), (data(digits, 32), 32)
+
+
+def _halving_steps(scale: int) -> list[int]:
+    """Powers of ten to try, so that every count of trailing zeros from 0 to `scale` is a sum.
+
+    Greedy from the largest works because divisibility by 10^a and then 10^b is divisibility by
+    10^(a+b); the counts of two neighbouring steps never overshoot `scale`.
+    """
+    steps = []
+    while scale:
+        half = (scale + 1) // 2
+        steps.append(half)
+        scale -= half
+    return steps
+
+
+def _divided(digits: pa.Array, power: int) -> tuple[pa.Array, pa.Array]:
+    """(integers divided by 10^power and cut off, whether that was exact)."""
+    scaled = digits.view(pa.decimal256(76, power))
+    whole = scaled.cast(pa.decimal256(76, 0), safe=False)
+    rounded = pc.round(scaled, ndigits=0, round_mode="towards_zero")
+    return whole, _equal([rounded, scaled])
+
+
+class Nulls(Family):
+    """`n`: a column without a type; no values, no bytes."""
+
+    tag = b"n"
+
+    def canonical(self, array: pa.Array) -> pa.Array:
+        return array
+
+    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:  # noqa: ARG002 - see Family
+        return ()
+
+    def bounds(self, array: pa.Array) -> tuple[Any, Any]:  # noqa: ARG002 - see Family
+        return None, None
+
+
+def decoded(array: pa.Array) -> pa.Array:
+    """The array without dictionary, run-end encoding or extension type, at its top level."""
+    type_ = array.type
+    while True:
+        if isinstance(type_, pa.BaseExtensionType):
+            array = array.storage
+        elif pa.types.is_dictionary(type_):
+            array = array.dictionary_decode()
+        elif pa.types.is_run_end_encoded(type_):
+            array = pc.run_end_decode(array)
+        else:
+            return array
+        type_ = array.type
+
+
+def decoded_type(type_: pa.DataType) -> pa.DataType:
+    """The type that `decoded` ends with."""
+    while True:
+        if isinstance(type_, pa.BaseExtensionType):
+            type_ = type_.storage_type
+        elif pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_):
+            type_ = type_.value_type
+        else:
+            return type_
+
+
+def scalar_family(type_: pa.DataType) -> Family | None:
+    """A new family for a decoded scalar type; None for types this module does not know."""
+    for is_of, make in _SCALARS:
+        if is_of(type_):
+            return make(type_)
+    return None
+
+
+_SCALARS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], Family]], ...] = (
+    (pa.types.is_integer, Integers),
+    (pa.types.is_floating, lambda _: Floats()),
+    (pa.types.is_string, Text),
+    (pa.types.is_timestamp, Timestamps),
+    (pa.types.is_boolean, lambda _: Bools()),
+    (pa.types.is_large_string, Text),
+    (pa.types.is_string_view, Text),
+    (pa.types.is_binary, Text),
+    (pa.types.is_large_binary, Text),
+    (pa.types.is_binary_view, Text),
+    (pa.types.is_decimal, Decimals),
+    (pa.types.is_fixed_size_binary, Text),
+    (pa.types.is_date, Dates),
+    (pa.types.is_time, Spans),
+    (pa.types.is_duration, Spans),
+    (pa.types.is_null, lambda _: Nulls()),
+)

@@ -1,0 +1,104 @@
+"""The journal: numbered, immutable commit records. Creating the next number is the commit point.
+
+A record's name is taken with link(), which fails when the name exists: of two writers exactly one
+gets the number, whatever locks say. Each record holds the SHA-256 of the one before it, so a later
+edit of any record shows in the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from bus import disk
+from bus.errors import Damaged
+from bus.model import CommitRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bus.lake import Lake
+
+#: `prev` of the first record.
+GENESIS = "0" * 64
+
+
+class NumberTakenError(Exception):
+    """Another writer committed under this number: replay it and decide again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A record as it lies in the journal, with the SHA-256 of its bytes."""
+
+    record: CommitRecord
+    sha256: str
+
+
+class Journal:
+    """Append and read commit records. Readers need no lock."""
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+
+    def append(self, record: CommitRecord) -> Commit:
+        """Step 8: make `record` durable under its number. Raises `NumberTakenError`."""
+        data = record.to_bytes()
+        path = self._lake.record_path(record.seq)
+        temporary = self._lake.journal / f".{record.seq}.{os.getpid()}.tmp"
+        disk.write_durable(temporary, data, mode=0o444)
+        disk.crash_point("commit.written")
+        try:
+            taken = not disk.link_new(temporary, path)
+        finally:
+            disk.remove(temporary)
+        if taken:
+            raise NumberTakenError(record.seq)
+        disk.crash_point("commit.linked")
+        disk.sync_dir(self._lake.journal)
+        disk.crash_point("commit.done")
+        return Commit(record, hashlib.sha256(data).hexdigest())
+
+    def read(self, seq: int) -> Commit | None:
+        """The commit with that number, or None. Raises `Damaged` when it cannot be read."""
+        path = self._lake.record_path(seq)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            record = CommitRecord.from_bytes(data)
+        except ValidationError as error:
+            raise Damaged(
+                f"journal record {seq} is unreadable: {error.error_count()} findings",
+                where=str(path),
+                hint="Restore the record from a backup; nothing may be committed after a gap.",
+            ) from None
+        if record.seq != seq:
+            raise Damaged(f"journal record {seq} says it is {record.seq}", where=str(path))
+        return Commit(record, hashlib.sha256(data).hexdigest())
+
+    def after(self, seq: int, sha256: str) -> Iterator[Commit]:
+        """Commits that follow `seq`, in order. Raises `Damaged` where the chain breaks."""
+        previous = sha256
+        while (commit := self.read(seq + 1)) is not None:
+            if commit.record.prev != previous:
+                raise Damaged(
+                    f"journal record {seq + 1} does not follow record {seq}: the chain is broken",
+                    where=str(self._lake.record_path(seq + 1)),
+                )
+            yield commit
+            seq, previous = seq + 1, commit.sha256
+
+    def sync(self, seq: int) -> None:
+        """Make an existing record durable before relying on it (its writer may have died)."""
+        disk.sync_file(self._lake.record_path(seq))
+        disk.sync_dir(self._lake.journal)
+
+    def numbers(self) -> list[int]:
+        """Every number present, ascending: for verification only, it lists the directory."""
+        return sorted(int(p.stem) for p in self._lake.journal.glob("[0-9]*.json"))

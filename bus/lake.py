@@ -1,0 +1,298 @@
+"""The lake: every path, and every move of a job between its states. Nobody else knows the layout.
+
+A job's state is the directory it lies in, so a move between states is one rename; who may make
+which move is `bus.model.TRANSITIONS`. The layout is drawn in DESIGN section 4 and ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bus import disk
+from bus.errors import Code, JobConflict, Refused, Unavailable
+from bus.model import ID_PATTERN, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANIFEST = "manifest.json"
+COMMIT = "COMMIT"
+VERDICT = "verdict.json"
+RECEIPT = "receipt.json"
+REJECT_REASON = "REJECT_REASON.json"
+OLD = ".bus-old"
+#: Names in a job directory that belong to the bus; a producer's own are moved aside unread.
+OUR_NAMES = (VERDICT, RECEIPT, REJECT_REASON)
+
+_STATE_DIRECTORIES = {
+    JobState.STAGED: "inbox",
+    JobState.VALIDATING: "work",
+    JobState.READY: "ready",
+    JobState.COMMITTED: "processed",
+    JobState.REJECTED: "rejected",
+}
+_STAGING = ".staging-"
+_ID = re.compile(ID_PATTERN)
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A directory in a state directory: its name, and its age as the time of its last change."""
+
+    name: str
+    changed_at_s: float
+
+
+class Lake:
+    """Paths below one root. Creating the object touches nothing; `create()` makes the tree."""
+
+    def __init__(self, root: Path, public_root: Path | None = None) -> None:
+        self.root = root.resolve()
+        self.public_root = public_root or self.root
+        self.bus = self.root / "bus"
+        self.inbox = self.bus / "inbox"
+        self.work = self.bus / "work"
+        self.ready = self.bus / "ready"
+        self.processed = self.bus / "processed"
+        self.rejected = self.bus / "rejected"
+        self.claims = self.bus / "claims"
+        self.run = self.bus / "run"  # locks, logs and data of processes
+        self.logs = self.run / "logs"
+        self.redis_data = self.run / "redis"  # the bundled Valkey: its settings and its AOF
+        self.up_lock = self.run / "up.lock"  # held by `bus up`; holds its pid
+        self.seat_lock = self.run / "writer-seat.lock"  # held by whoever reads the writer's queue
+        self.endpoint = self.bus / "endpoint.json"
+        self.store = self.bus / "store"
+        self.objects = self.store / "objects"
+        self.journal = self.store / "journal"
+        self.quarantine = self.store / "quarantine"
+        self.sidecars = self.store / "sidecars"
+        self.run_trees = self.store / "runs"
+        self.artifacts = self.root / "artifacts"
+        self.manifest_db = self.root / "manifest" / "manifest.sqlite"
+        self.catalog_db = self.root / "catalog" / "bus.duckdb"
+        self.catalog_work = self.root / "catalog" / ".work" / "bus.duckdb"
+        self.exports = self.root / "exports"
+        self.export_status = self.exports / "_export_status.json"
+        self.cache = self.root / "cache"
+        self.structured_runs = self.root / "runs"
+        self.coverage = self.root / "coverage"
+
+    # ── the tree ──────────────────────────────────────────────────────────────────────────────
+
+    def directories(self) -> list[Path]:
+        """Every directory that must exist."""
+        return [
+            *(self.bus / name for name in _STATE_DIRECTORIES.values()),
+            self.claims,
+            self.run,
+            self.objects,
+            self.journal,
+            self.quarantine,
+            self.sidecars,
+            self.run_trees,
+            self.artifacts,
+            self.manifest_db.parent,
+            self.catalog_work.parent,
+            self.exports,
+            self.cache,
+            self.structured_runs,
+            self.coverage,
+        ]
+
+    def create(self) -> None:
+        """Make the whole tree, durably; what exists stays. Raises `Unavailable` (E507)."""
+        missing = [d for d in self.directories() if not d.is_dir()]
+        if not missing:
+            return
+        try:
+            for directory in missing:
+                directory.mkdir(parents=True, exist_ok=True)
+            for parent in {d.parent for d in self.directories()}:
+                disk.sync_dir(parent)
+        except OSError as error:
+            raise Unavailable(str(error), code=Code.E507, where=str(self.root)) from error
+
+    def probe(self) -> None:
+        """Rename and link between the directories that need it. Raises `Unavailable` (E507).
+
+        Two bind mounts of one file system refuse both although their device numbers are equal, so
+        only trying tells.
+        """
+        token = f"{_STAGING}probe-{secrets.token_hex(4)}"
+        pairs = [(self.inbox, d) for d in (self.work, self.ready, self.processed, self.rejected)]
+        pairs += [(self.inbox, d) for d in (self.objects, self.artifacts, self.run_trees)]
+        for source, target in pairs:
+            first, second = source / token, target / token
+            try:
+                disk.write_plain(first, b"")
+                disk.link_new(first, second)
+                disk.move(second, first)
+            except OSError as error:
+                raise Unavailable(
+                    f"no link or rename from {source} to {target}: {error.strerror}",
+                    code=Code.E507,
+                    where=str(self.root),
+                ) from error
+            finally:
+                disk.remove(first)
+                disk.remove(second)
+
+    @property
+    def identity(self) -> str:
+        """Eight hex digits that tell this lake from others on the same Redis."""
+        return hashlib.sha256(str(self.public_root).encode()).hexdigest()[:8]
+
+    def public(self, path: Path) -> str:
+        """An absolute path as readers see it (`BUS_PUBLIC_ROOT`)."""
+        return str(self.public_root / path.relative_to(self.root))
+
+    def relative(self, path: Path) -> str:
+        """A path relative to the lake, as views store it."""
+        return str(path.relative_to(self.root))
+
+    # ── jobs ──────────────────────────────────────────────────────────────────────────────────
+
+    def state_dir(self, state: JobState) -> Path:
+        """The directory whose entries are the jobs in `state`."""
+        return self.bus / _STATE_DIRECTORIES[state]
+
+    def state_of(self, job_id: str) -> JobState:
+        """Where the job is now; the youngest submission wins (a rejected id may come again)."""
+        if not _ID.fullmatch(job_id):
+            return JobState.UNKNOWN
+        for state in _STATE_DIRECTORIES:
+            if (self.state_dir(state) / job_id).is_dir():
+                return state
+        return JobState.UNKNOWN
+
+    def listing(self, state: JobState) -> list[Waiting]:
+        """The jobs in `state`, oldest first. One scandir and one stat each."""
+        found = []
+        with os.scandir(self.state_dir(state)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        found.append(Waiting(entry.name, entry.stat(follow_symlinks=False).st_ctime))
+                except FileNotFoundError:
+                    continue  # moved on since the directory was read
+        found.sort(key=lambda w: (w.changed_at_s, w.name))
+        return found
+
+    def count(self, state: JobState) -> int:
+        """How many jobs are in `state`."""
+        return sum(not name.startswith(".") for name in os.listdir(self.state_dir(state)))
+
+    def new_staging(self, job_id: str) -> Path:
+        """A fresh directory in which a producer builds a job. Raises `Refused` (E104)."""
+        if not _ID.fullmatch(job_id):
+            raise Refused(f"{job_id[:160]!r} is not a job id", code=Code.E104, where="job_id")
+        path = self.inbox / f"{_STAGING}{job_id[:80]}-{secrets.token_hex(6)}"
+        path.mkdir()
+        return path
+
+    def publish_staged(self, staging: Path, job_id: str) -> None:
+        """Step 1, its last move: staging becomes inbox/<job>; durable on return.
+
+        Raises `JobConflict` when a job of that id waits in the inbox (nothing is overwritten).
+        """
+        disk.sync_dir(staging)
+        try:
+            disk.move(staging, self.inbox / job_id)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                raise
+            raise JobConflict(f"{job_id} waits in the inbox already", where=job_id) from None
+        disk.crash_point("stage.renamed")
+        disk.sync_dir(self.inbox)
+        disk.crash_point("stage.done")
+
+    def stale_staging(self, older_than_s: float, now_s: float) -> Iterator[Path]:
+        """Staging directories that nobody has touched for `older_than_s`."""
+        for path in self.inbox.glob(f"{_STAGING}*"):
+            try:
+                newest = max(p.lstat().st_ctime for p in (path, *path.iterdir()))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if now_s - newest > older_than_s:
+                yield path
+
+    def free_name(self, state: JobState, job_id: str) -> Path:
+        """`<job>`, or `<job>~2`, `~3` … when earlier submissions of that id lie there."""
+        base = self.state_dir(state)
+        path = base / job_id
+        number = 2
+        while path.exists():
+            path = base / f"{job_id}~{number}"
+            number += 1
+        return path
+
+    def submissions(self, state: JobState, job_id: str) -> list[Path]:
+        """Every directory of that id in `state`, oldest first: `<job>`, `<job>~2`, …"""
+        base = self.state_dir(state)
+        found = [base / job_id] if (base / job_id).is_dir() else []
+        number = 2
+        while (again := base / f"{job_id}~{number}").is_dir():
+            found.append(again)
+            number += 1
+        return found
+
+    # ── the store and its views ───────────────────────────────────────────────────────────────
+
+    def object_path(self, sha256: str) -> Path:
+        """`objects/<ab>/<sha256>.parquet`."""
+        return self.objects / sha256[:2] / f"{sha256}.parquet"
+
+    def all_objects(self) -> Iterator[Path]:
+        """Every object file, in no order."""
+        for prefix in sorted(self.objects.iterdir()):
+            if prefix.is_dir():
+                yield from (p for p in prefix.iterdir() if _SHA256.match(p.stem))
+
+    def record_path(self, seq: int) -> Path:
+        """`journal/000000000042.json`."""
+        return self.journal / f"{seq:012d}.json"
+
+    def kind_dir(self, kind: str, schema_version: int) -> Path:
+        """`artifacts/<kind>/v<N>`: what one branch of `canon.<kind>` reads."""
+        return self.artifacts / kind / f"v{schema_version}"
+
+    def artifact_path(self, kind: str, schema_version: int, artifact_id: str) -> Path:
+        """The link that `canon.<kind>` reads."""
+        return self.kind_dir(kind, schema_version) / f"{artifact_id}.parquet"
+
+    def sidecar_path(self, artifact_id: str) -> Path:
+        """Identity, provenance and lineage of one artifact as JSON."""
+        return self.sidecars / f"{artifact_id}.json"
+
+    def run_tree(self, run_id: str) -> Path:
+        """`store/runs/<run_id>`."""
+        return self.run_trees / run_id
+
+    def export_path(self, name: str) -> Path:
+        """`exports/<name>.parquet`."""
+        return self.exports / f"{name}.parquet"
+
+    def claim_path(self, job_id: str) -> Path:
+        """Lock file and attempt record of a job being validated."""
+        return self.claims / job_id
+
+    @property
+    def writer_lock(self) -> Path:
+        """The flock that makes one writer the writer."""
+        return self.run / "writer.lock"
+
+    @property
+    def rebuild_request(self) -> Path:
+        """A file whose presence asks the running writer to rebuild every view."""
+        return self.run / "rebuild.request"

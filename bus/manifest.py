@@ -1,0 +1,367 @@
+"""The SQLite manifest: the journal as tables, readable while the writer works (WAL).
+
+`Manifest.apply` is the only thing that changes it, and it decides nothing: whatever the journal
+says is written down. So a manifest rebuilt from record 1 equals one that grew commit by commit.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Self, assert_never
+
+from pydantic_core import to_json
+
+from bus import disk
+from bus.errors import Code, Unavailable
+from bus.journal import GENESIS
+from bus.model import (
+    Alias,
+    Outcome,
+    Pin,
+    Supersede,
+    Tag,
+    Tombstone,
+    Unpin,
+    Untag,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from bus.journal import Commit
+    from bus.lake import Lake
+    from bus.model import ArtifactRecord, CommitRecord, JobRecord, Mutation
+
+#: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
+SCHEMA_VERSION = 1
+
+
+@cache
+def statement(name: str) -> str:
+    """One named statement (or script) of manifest.sql."""
+    text = resources.files("bus").joinpath("manifest.sql").read_text(encoding="utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))[name]
+
+
+class StaleManifestError(Exception):
+    """The commit does not follow what this manifest has applied: replay or rebuild."""
+
+
+class Manifest:
+    """An open manifest.sqlite. One process writes (the writer), any number read."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    @classmethod
+    def open(cls, lake: Lake) -> Self:
+        """Open for writing, creating it when it is missing. The caller is the writer."""
+        db = sqlite3.connect(lake.manifest_db, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")  # a lost tail is replayed from the journal
+        db.execute("PRAGMA cache_size = -65536")
+        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        manifest = cls(db)
+        if not manifest.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
+            manifest._create(lake)
+        return manifest
+
+    @classmethod
+    def read(cls, lake: Lake) -> Self:
+        """Open for reading. Raises `Unavailable` (E508) when there is none yet."""
+        if not lake.manifest_db.exists():
+            raise Unavailable("no manifest yet", code=Code.E508, where=str(lake.manifest_db))
+        uri = f"file:{lake.manifest_db}?mode=ro"
+        db = sqlite3.connect(uri, uri=True, timeout=10, check_same_thread=False)
+        db.execute("PRAGMA query_only = ON")
+        return cls(db)
+
+    @staticmethod
+    def delete(lake: Lake) -> None:
+        """Remove the view's files; the next `open` starts from nothing."""
+        for suffix in ("", "-wal", "-shm"):
+            disk.remove(lake.manifest_db.with_name(lake.manifest_db.name + suffix))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def _create(self, lake: Lake) -> None:
+        self._db.executescript("BEGIN;" + statement("schema"))
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "applied_seq": 0,
+            "applied_sha256": GENESIS,
+            "objects_root": lake.public(lake.objects),
+            "sidecars_root": lake.public(lake.sidecars),
+        }
+        self._db.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
+        self._db.execute("COMMIT")
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────
+
+    def rows(
+        self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()
+    ) -> list[tuple[Any, ...]]:
+        """All rows of one SELECT."""
+        with closing(self._db.execute(sql, params)) as cursor:
+            return cursor.fetchall()
+
+    def named(self, name: str, params: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """All rows of a named statement of manifest.sql."""
+        return self.rows(statement(name), params)
+
+    def among(self, name: str, values: Iterable[str]) -> list[tuple[Any, ...]]:
+        """A named statement whose one parameter is a set of texts."""
+        wanted = list(values)
+        return self.named(name, (to_json(wanted).decode(),)) if wanted else []
+
+    def meta(self) -> dict[str, Any]:
+        """The `meta` table."""
+        return dict(self.rows("SELECT key, value FROM meta"))
+
+    @property
+    def applied(self) -> tuple[int, str]:
+        """`(seq, sha256)` of the newest commit in this view; `(0, GENESIS)` when empty."""
+        meta = self.meta()
+        return meta["applied_seq"], meta["applied_sha256"]
+
+    def progress(self, view: str) -> int:
+        """How far a view behind this one has come."""
+        found = self.rows("SELECT seq FROM progress WHERE view = ?", (view,))
+        return found[0][0] if found else 0
+
+    # ── applying commits ──────────────────────────────────────────────────────────────────────
+
+    def apply(self, commits: Iterable[Commit], progress: Mapping[str, int] | None = None) -> None:
+        """Step 9: write commits down in one transaction, in order; all or none.
+
+        Raises `StaleManifestError` when one does not follow what is applied.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for commit in commits:
+                self._advance(commit)
+                _Applier(self._db, commit.record).apply()
+            self._note(progress or {})
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def note_progress(self, progress: Mapping[str, int]) -> None:
+        """Remember how far views have come (not truth: a lost note only repeats work)."""
+        self._note(progress)
+
+    def _note(self, progress: Mapping[str, int]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO progress VALUES (?, ?)", progress.items())
+
+    def _advance(self, commit: Commit) -> None:
+        record = commit.record
+        step = {"seq": record.seq, "sha256": commit.sha256, "prev": record.prev}
+        if self._db.execute(statement("advance"), step).rowcount != 2:  # noqa: PLR2004 - two keys
+            raise StaleManifestError(record.seq)
+        count = sum(len(job.artifacts) for job in record.jobs)
+        self._db.execute(
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                record.seq,
+                commit.sha256,
+                record.committed_at_utc,
+                record.writer,
+                len(record.jobs),
+                count,
+            ),
+        )
+
+
+class _Applier:
+    """Writes one record's facts. Rows are collected first, then inserted table by table."""
+
+    def __init__(self, db: sqlite3.Connection, record: CommitRecord) -> None:
+        self._db = db
+        self._record = record
+        self._seq = record.seq
+        self._at = record.committed_at_utc
+        found = db.execute("SELECT coalesce(max(artifact_no), 0) FROM artifact_facts").fetchone()
+        self._artifact_no: int = found[0]
+        self._tables: dict[str, list[tuple[Any, ...]]] = {}
+
+    def apply(self) -> None:
+        for job in self._record.jobs:
+            self._job(job)
+        self._flush()
+
+    def _add(self, table: str, *row: Any) -> None:
+        self._tables.setdefault(table, []).append(row)
+
+    def _flush(self) -> None:
+        for table, rows in self._tables.items():
+            marks = ", ".join("?" * len(rows[0]))
+            self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
+        self._tables.clear()
+
+    def _job(self, job: JobRecord) -> None:
+        problems = [p.model_dump() for p in job.problems]
+        self._add(
+            "jobs",
+            None,
+            job.job_id,
+            job.verdict_id,
+            job.submission_id,
+            self._seq,
+            str(job.outcome),
+            job.first_seq,
+            job.job_digest,
+            job.run_id,
+            job.producer,
+            job.kind,
+            job.created_at_utc,
+            self._at,
+            len(job.artifacts),
+            to_json(problems).decode() if problems else None,
+        )
+        if job.outcome is not Outcome.COMMITTED:
+            return
+        meta_json = to_json(job.meta).decode()
+        self._db.execute(
+            statement("add_run"),
+            {
+                "run_id": job.run_id,
+                "producer": job.producer,
+                "created_at_utc": job.created_at_utc,
+                "at": self._at,
+                "seq": self._seq,
+                "meta_json": meta_json,
+            },
+        )
+        for artifact in job.artifacts:
+            self._artifact(artifact)
+            self._use(job, artifact, meta_json)
+        for mutation in job.mutations:
+            self._flush()  # a mutation may end a fact that this very record adds
+            self._mutate(mutation)
+
+    def _artifact(self, artifact: ArtifactRecord) -> None:
+        if artifact.decision == "revived":
+            self._flush()
+            self._end("artifact_facts", "artifact_id = ?", artifact.artifact_id)
+            self._end("tombstone_facts", "artifact_id = ?", artifact.artifact_id)
+        if artifact.decision != "deduped":
+            self._identity(artifact)
+        for source in artifact.inputs or ():
+            self._once("lineage_facts", artifact_id=artifact.artifact_id, input_artifact_id=source)
+        for key, values in artifact.tags.items():
+            for value in values:
+                self._once("tag_facts", artifact_id=artifact.artifact_id, k=key, v=value)
+        for old in artifact.supersedes:
+            self._once(
+                "supersede_facts", artifact_id=artifact.artifact_id, supersedes_artifact_id=old
+            )
+
+    def _identity(self, artifact: ArtifactRecord) -> None:
+        self._artifact_no += 1
+        self._add("objects", artifact.file_hash, artifact.size_bytes, self._seq)
+        self._add(
+            "artifact_facts",
+            self._artifact_no,
+            artifact.artifact_id,
+            artifact.kind,
+            artifact.schema_version,
+            artifact.logical_key,
+            artifact.file_hash,
+            artifact.content_hash,
+            artifact.rows,
+            artifact.size_bytes,
+            artifact.min_ts,
+            artifact.max_ts,
+            to_json(artifact.columns).decode(),
+            self._at,
+            self._seq,
+            None,
+        )
+        types = {c["name"]: c["type"] for c in artifact.columns}
+        for ordinal, stats in enumerate(artifact.column_stats):
+            self._add(
+                "column_stats_facts",
+                self._artifact_no,
+                ordinal,
+                stats["name"],
+                types.get(stats["name"], ""),
+                stats.get("nulls"),
+                _plain(stats.get("min")),
+                _plain(stats.get("max")),
+            )
+
+    def _use(self, job: JobRecord, artifact: ArtifactRecord, meta_json: str) -> None:
+        self._add(
+            "run_artifacts",
+            None,
+            job.run_id,
+            artifact.name,
+            artifact.artifact_id,
+            job.job_id,
+            self._seq,
+            job.producer,
+            artifact.kind,
+            artifact.schema_version,
+            artifact.schema_hint,
+            artifact.rows,
+            artifact.file_hash,
+            artifact.content_hash,
+            int(artifact.decision == "deduped"),
+            artifact.mode,
+            job.created_at_utc,
+            self._at,
+            meta_json,
+        )
+
+    def _mutate(self, mutation: Mutation) -> None:
+        match mutation:
+            case Supersede(target=old, by=new):
+                self._once("supersede_facts", artifact_id=new, supersedes_artifact_id=old)
+            case Tombstone(target=target, reason=reason):
+                self._once("tombstone_facts", artifact_id=target, reason=reason)
+            case Tag(target=target, tags=tags):
+                for k, values in tags.items():
+                    for v in values:
+                        self._once("tag_facts", artifact_id=target, k=k, v=v)
+            case Untag(target=target, tags=tags):
+                for k, values in tags.items():
+                    for v in values:
+                        self._end("tag_facts", "artifact_id = ? AND k = ? AND v = ?", target, k, v)
+            case Alias(kind=kind, alias=alias, target=aliased):
+                self._end("alias_facts", "kind = ? AND alias = ?", kind, alias)
+                if aliased is not None:
+                    self._once("alias_facts", kind=kind, alias=alias, artifact_id=aliased)
+            case Pin(pin=pin, target=target):
+                self._once("pin_facts", pin=pin, artifact_id=target)
+            case Unpin(pin=pin, target=target):
+                self._end("pin_facts", "pin = ? AND artifact_id = ?", pin, target)
+            case _:
+                assert_never(mutation)
+
+    def _once(self, table: str, **values: str) -> None:
+        """Begin a fact unless it already holds."""
+        same = " AND ".join(f"{column} = ?" for column in values)
+        holds = f"SELECT 1 FROM {table} WHERE {same} AND ended_seq IS NULL"  # noqa: S608 - our own names
+        if self._db.execute(holds, tuple(values.values())).fetchone() is None:
+            self._add(table, *values.values(), self._seq, None)
+
+    def _end(self, table: str, condition: str, *values: str) -> None:
+        self._db.execute(
+            f"UPDATE {table} SET ended_seq = ? WHERE {condition} AND ended_seq IS NULL",  # noqa: S608 - our own names
+            (self._seq, *values),
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A statistic as SQLite can store it."""
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int | float | str | None) else str(value)

@@ -1,0 +1,186 @@
+-- manifest.sqlite: a view of the journal. Delete it and `bus rebuild` makes it again.
+--
+-- A `*_facts` row says what became true at `added_seq` and, once `ended_seq` is set, what stopped
+-- being true then; `ended_seq IS NULL` is the present. The documents' tables are views over facts.
+
+-- name: schema
+-- Identity of this view: schema version, applied commit, the lake's public root.
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+-- Every commit that was applied, with the hash of its record.
+CREATE TABLE commits(
+  seq INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, committed_at_utc TEXT NOT NULL,
+  writer TEXT NOT NULL, jobs INTEGER NOT NULL, artifacts INTEGER NOT NULL);
+
+-- The Parquet files the artifacts stand on; several artifacts may share one.
+CREATE TABLE objects(
+  file_hash TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, added_seq INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- Identities. `artifact_no` is a small key for the tables with many rows an artifact.
+CREATE TABLE artifact_facts(
+  artifact_no INTEGER PRIMARY KEY, artifact_id TEXT NOT NULL, artifact_type TEXT NOT NULL,
+  schema_version INTEGER NOT NULL, logical_key TEXT NOT NULL, file_hash TEXT NOT NULL,
+  content_hash TEXT NOT NULL, row_count INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
+  min_ts TEXT, max_ts TEXT, columns_json TEXT NOT NULL, created_at TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER);
+CREATE INDEX artifact_facts_id ON artifact_facts(artifact_id);
+CREATE INDEX idx_artifacts_type_key ON artifact_facts(artifact_type, logical_key);
+CREATE INDEX idx_artifacts_content_hash ON artifact_facts(content_hash);
+CREATE INDEX idx_artifacts_type_key_content
+  ON artifact_facts(artifact_type, schema_version, logical_key, content_hash);
+CREATE INDEX artifact_facts_created ON artifact_facts(created_at);
+CREATE INDEX artifact_facts_file ON artifact_facts(file_hash);
+
+-- Statistics of each column of each artifact, as validators read them.
+CREATE TABLE column_stats_facts(
+  artifact_no INTEGER NOT NULL, ordinal INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
+  nulls INTEGER, min, max, PRIMARY KEY (artifact_no, ordinal)) WITHOUT ROWID;
+
+-- Runs: one row a run id, widened by every job that names it.
+CREATE TABLE runs(
+  run_id TEXT PRIMARY KEY, producer TEXT NOT NULL, created_at_utc TEXT NOT NULL,
+  first_seen_at TEXT NOT NULL, last_seen_at TEXT NOT NULL, first_seq INTEGER NOT NULL,
+  last_seq INTEGER NOT NULL, meta_json TEXT NOT NULL);
+CREATE INDEX runs_last_seq ON runs(last_seq);
+
+-- Uses: which run delivered or used which artifact under which name.
+CREATE TABLE run_artifacts(
+  use_no INTEGER PRIMARY KEY, run_id TEXT NOT NULL, name TEXT NOT NULL, artifact_id TEXT NOT NULL,
+  job_id TEXT NOT NULL, seq INTEGER NOT NULL, producer TEXT NOT NULL, kind TEXT NOT NULL,
+  schema_version INTEGER NOT NULL, schema_hint TEXT, rows INTEGER NOT NULL,
+  file_hash TEXT NOT NULL, content_hash TEXT NOT NULL, deduped INTEGER NOT NULL, mode TEXT,
+  created_at_utc TEXT NOT NULL, ingested_at TEXT NOT NULL, meta_json TEXT NOT NULL);
+CREATE INDEX run_artifacts_run ON run_artifacts(run_id, name);
+CREATE INDEX run_artifacts_job ON run_artifacts(job_id, name);
+CREATE INDEX run_artifacts_artifact ON run_artifacts(artifact_id);
+CREATE INDEX run_artifacts_seq ON run_artifacts(seq);
+
+-- Submissions: each verdict once, with its outcome.
+CREATE TABLE jobs(
+  job_no INTEGER PRIMARY KEY, job_id TEXT NOT NULL, verdict_id TEXT NOT NULL UNIQUE,
+  submission_id TEXT, seq INTEGER NOT NULL, outcome TEXT NOT NULL, first_seq INTEGER,
+  job_digest TEXT, run_id TEXT, producer TEXT, kind TEXT, created_at_utc TEXT,
+  committed_at_utc TEXT NOT NULL, artifacts INTEGER NOT NULL, problems_json TEXT);
+CREATE INDEX jobs_id ON jobs(job_id, outcome);
+CREATE INDEX jobs_seq ON jobs(seq);
+
+CREATE TABLE lineage_facts(
+  artifact_id TEXT NOT NULL, input_artifact_id TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (artifact_id, input_artifact_id, added_seq)) WITHOUT ROWID;
+CREATE INDEX lineage_facts_input ON lineage_facts(input_artifact_id);
+
+CREATE TABLE tag_facts(
+  artifact_id TEXT NOT NULL, k TEXT NOT NULL, v TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (artifact_id, k, v, added_seq)) WITHOUT ROWID;
+CREATE INDEX tag_facts_kv ON tag_facts(k, v);
+
+CREATE TABLE supersede_facts(
+  artifact_id TEXT NOT NULL, supersedes_artifact_id TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (artifact_id, supersedes_artifact_id, added_seq)) WITHOUT ROWID;
+CREATE INDEX supersede_facts_old ON supersede_facts(supersedes_artifact_id);
+
+CREATE TABLE tombstone_facts(
+  artifact_id TEXT NOT NULL, reason TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (artifact_id, added_seq)) WITHOUT ROWID;
+
+CREATE TABLE alias_facts(
+  kind TEXT NOT NULL, alias TEXT NOT NULL, artifact_id TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (kind, alias, added_seq)) WITHOUT ROWID;
+
+CREATE TABLE pin_facts(
+  pin TEXT NOT NULL, artifact_id TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (pin, artifact_id, added_seq)) WITHOUT ROWID;
+
+-- How far the views behind this one have come; not part of the truth, only a hint where to go on.
+CREATE TABLE progress(view TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+
+-- The documents' tables, as they stand now.
+CREATE VIEW artifacts AS
+SELECT artifact_id, artifact_type, schema_version, logical_key,
+       CASE WHEN EXISTS (SELECT 1 FROM tombstone_facts t
+                         WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL)
+            THEN 'tombstoned'
+            WHEN EXISTS (SELECT 1 FROM supersede_facts s
+                         WHERE s.supersedes_artifact_id = a.artifact_id AND s.ended_seq IS NULL)
+            THEN 'superseded' ELSE 'active' END AS status,
+       (SELECT value FROM meta WHERE key = 'objects_root') || '/' || substr(file_hash, 8, 2) || '/'
+         || substr(file_hash, 8) || '.parquet' AS path_parquet,
+       (SELECT value FROM meta WHERE key = 'sidecars_root') || '/' || artifact_id || '.json'
+         AS path_sidecar,
+       file_hash, content_hash, row_count, min_ts, max_ts, created_at
+FROM artifact_facts a WHERE ended_seq IS NULL;
+
+CREATE VIEW artifact_lineage AS
+SELECT artifact_id, input_artifact_id FROM lineage_facts WHERE ended_seq IS NULL;
+
+CREATE VIEW artifact_tags AS SELECT artifact_id, k, v FROM tag_facts WHERE ended_seq IS NULL;
+
+CREATE VIEW artifact_supersedes AS
+SELECT artifact_id, supersedes_artifact_id FROM supersede_facts WHERE ended_seq IS NULL;
+
+CREATE VIEW aliases AS
+SELECT kind, alias, artifact_id, added_seq FROM alias_facts WHERE ended_seq IS NULL;
+
+CREATE VIEW pins AS SELECT pin, artifact_id, added_seq FROM pin_facts WHERE ended_seq IS NULL;
+
+CREATE VIEW column_stats AS
+SELECT a.artifact_id, s.ordinal, s.name, s.type, s.nulls, s.min, s.max
+FROM column_stats_facts s JOIN artifact_facts a USING (artifact_no);
+
+-- name: advance
+-- Move to the next commit, but only from the one it follows.
+UPDATE meta SET value = CASE key WHEN 'applied_seq' THEN :seq ELSE :sha256 END
+WHERE key IN ('applied_seq', 'applied_sha256')
+  AND (SELECT value FROM meta WHERE key = 'applied_seq') = :seq - 1
+  AND (SELECT value FROM meta WHERE key = 'applied_sha256') = :prev;
+
+-- name: add_run
+-- A run begins with its first job and is widened by later ones; the newest meta wins by key.
+INSERT INTO runs VALUES (:run_id, :producer, :created_at_utc, :at, :at, :seq, :seq, :meta_json)
+ON CONFLICT (run_id) DO UPDATE SET
+  last_seen_at = excluded.last_seen_at, last_seq = excluded.last_seq,
+  meta_json = json_patch(meta_json, excluded.meta_json);
+
+-- name: known_verdicts
+-- Which of these verdicts were decided already, and how.
+SELECT verdict_id, seq FROM jobs WHERE verdict_id IN (SELECT value FROM json_each(?));
+
+-- name: committed_jobs
+-- Which of these job ids were committed, with what digest.
+SELECT job_id, job_digest, seq FROM jobs
+WHERE outcome = 'committed' AND job_id IN (SELECT value FROM json_each(?));
+
+-- name: known_artifacts
+-- The present bytes of these artifacts, and whether they are tombstoned.
+SELECT artifact_id, file_hash,
+       EXISTS (SELECT 1 FROM tombstone_facts t
+               WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL)
+FROM artifact_facts a
+WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
+
+-- name: artifacts_of_job
+-- What `job:<job_id>/<name>` means.
+SELECT artifact_id FROM run_artifacts WHERE job_id = ? AND name = ? ORDER BY use_no DESC LIMIT 1;
+
+-- name: ancestors_meet
+-- Whether an artifact is among the ancestors of others (themselves included).
+WITH RECURSIVE up(id) AS (
+  SELECT value FROM json_each(:starts)
+  UNION SELECT l.input_artifact_id FROM lineage_facts l JOIN up ON l.artifact_id = up.id
+  WHERE l.ended_seq IS NULL)
+SELECT EXISTS (SELECT 1 FROM up WHERE id = :artifact_id);
+
+-- name: superseders_meet
+-- Whether an artifact is among those that were superseded by others, directly or not.
+WITH RECURSIVE down(id) AS (
+  SELECT value FROM json_each(:starts)
+  UNION SELECT s.supersedes_artifact_id FROM supersede_facts s JOIN down ON s.artifact_id = down.id
+  WHERE s.ended_seq IS NULL)
+SELECT EXISTS (SELECT 1 FROM down WHERE id = :artifact_id);

@@ -1,0 +1,144 @@
+"""Step 5: judged files become objects, named by their SHA-256, durable before anyone relies on them.
+
+Works for a group of jobs at a time, because syncs are what it costs: first every file, then every
+link, then each directory once. All of it may be repeated after a crash at any point.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bus import disk
+from bus.errors import Code, Unavailable
+from bus.hashing import file_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bus.lake import Lake
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedFile:
+    """The very file that was read: `changed_ns` is its ctime, which any later change moves."""
+
+    relpath: str
+    sha256: str
+    device: int
+    inode: int
+    size_bytes: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, fd: int, relpath: str, sha256: str) -> JudgedFile:
+        """The file behind an open descriptor."""
+        seen = os.fstat(fd)
+        return cls(relpath, sha256, seen.st_dev, seen.st_ino, seen.st_size, seen.st_ctime_ns)
+
+
+class ChangedError(Exception):
+    """A file is not the one that was judged any more: judge the job again."""
+
+
+class SyncError(Unavailable):
+    """An fsync failed. The kernel may have dropped the pages: this process must end (FAULTS 0.4)."""
+
+    default_code = Code.E505
+
+
+def synced(sync: Callable[..., None], *where: Path | str | int) -> None:
+    """Call a sync function of `bus.disk`. Raises `SyncError`, which nobody may swallow."""
+    try:
+        sync(*where)
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        code = Code.E504 if full else Code.E505
+        raise SyncError(f"fsync: {error.strerror}", code=code, where=str(where[-1])) from error
+
+
+class Shelf:
+    """The objects of one group of jobs: `sync_files` of each job, `link` of each, `sync` once."""
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self._touched: set[Path] = set()
+        self._proven: set[str] = set()
+
+    def sync_files(self, directory: Path, files: list[JudgedFile]) -> None:
+        """Make a job's files durable. Raises `ChangedError` when one is not what was judged."""
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for file in files:
+                _sync_unchanged(directory_fd, file)
+        finally:
+            os.close(directory_fd)
+
+    def link(self, directory: Path, files: list[JudgedFile]) -> None:
+        """Give a job's files their names in objects/; one that exists is proven by its hash."""
+        for file in files:
+            target = self._lake.object_path(file.sha256)
+            self._make_room(target.parent)
+            if disk.link_new(directory / file.relpath, target):
+                self._check(file, target)
+                disk.crash_point("store.linked")
+            elif file.sha256 not in self._proven:
+                self._prove(directory / file.relpath, file.sha256)
+            self._proven.add(file.sha256)
+            self._touched.add(target.parent)
+
+    def sync(self) -> None:
+        """Make every name durable: each directory once. Raises `SyncError`."""
+        for directory in sorted(self._touched, reverse=True):
+            synced(disk.sync_dir, directory)
+
+    def _make_room(self, directory: Path) -> None:
+        """Create `objects/<ab>` where it is missing; objects/ itself must then be synced too."""
+        if directory in self._touched or directory.is_dir():
+            return
+        directory.mkdir(exist_ok=True)
+        self._touched.add(directory.parent)
+
+    def _check(self, file: JudgedFile, target: Path) -> None:
+        """The link was made by name: it must be the inode that was hashed."""
+        seen = target.stat()
+        if (seen.st_dev, seen.st_ino) != (file.device, file.inode):
+            disk.move(target, self._quarantined(file.sha256))
+            raise ChangedError(file.relpath)
+
+    def _prove(self, source: Path, sha256: str) -> None:
+        """An object of that name exists: its bytes must be what the name says, and durable.
+
+        A damaged one is kept in quarantine/, and ours takes its name in one step.
+        """
+        target = self._lake.object_path(sha256)
+        if file_hash(target) == f"sha256:{sha256}":
+            synced(disk.sync_file, target)
+            return
+        disk.link_new(target, self._quarantined(sha256))
+        synced(disk.sync_dir, self._lake.quarantine)
+        name = f".{secrets.token_hex(8)}"
+        temporary = target.parent / name
+        disk.link_new(source, temporary)
+        disk.replace(temporary, target)
+
+    def _quarantined(self, sha256: str) -> Path:
+        name = f"{sha256}.{secrets.token_hex(4)}"
+        return self._lake.quarantine / name
+
+
+def _sync_unchanged(directory_fd: int, file: JudgedFile) -> None:
+    try:
+        fd = disk.open_foreign(directory_fd, file.relpath)
+    except FileNotFoundError:
+        raise ChangedError(file.relpath) from None
+    try:
+        if JudgedFile.of(fd, file.relpath, file.sha256) != file:
+            raise ChangedError(file.relpath)
+        synced(disk.sync_fd, fd)
+    finally:
+        os.close(fd)

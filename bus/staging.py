@@ -1,0 +1,240 @@
+"""Step 1: a producer builds a job in staging and renames it into the inbox, durably.
+
+Everything is written below `inbox/.staging-*` and synced before the one rename that makes the job
+visible whole. When `Staging.submit` returns, the job is acknowledged: it survives a power cut and
+needs no broker. A producer that dies earlier leaves only a staging directory, swept after a day.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from bus import disk, strict_json
+from bus.errors import Code, JobConflict, Refused
+from bus.hashing import file_hash
+from bus.lake import COMMIT, MANIFEST
+from bus.model import (
+    ArtifactEntry,
+    CommitMarker,
+    JobManifest,
+    iso,
+    manifest_problems,
+    utc_now,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from bus.lake import Lake
+
+_ROW_GROUP_ROWS = 131_072
+
+
+@dataclass(frozen=True, slots=True)
+class StagedJob:
+    """An acknowledged submission: it lies in the inbox, whole and durable."""
+
+    job_id: str
+    submission_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetOptions:
+    """How tables become Parquet: zstd, statistics, page checksums unless told otherwise."""
+
+    compression: str = "zstd"
+    compression_level: int | None = None
+    row_group_rows: int = _ROW_GROUP_ROWS
+
+
+@dataclass(slots=True)
+class Staging:
+    """A job under construction. Use as a context manager: an exception discards it.
+
+    `job_id` defaults to `<time>__<producer>__<kind>__<8 hex>`, unique for each call.
+    """
+
+    lake: Lake
+    run_id: str
+    producer: str
+    kind: str
+    job_id: str = ""
+    options: ParquetOptions = field(default_factory=ParquetOptions)
+    _path: Path = field(init=False)
+    _entries: list[dict[str, Any]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.job_id = self.job_id or new_job_id(self.producer, self.kind)
+        try:
+            self._path = self.lake.new_staging(self.job_id)
+        except FileNotFoundError:
+            self.lake.create()
+            self._path = self.lake.new_staging(self.job_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.discard()
+
+    def add(
+        self, data: Any, *, name: str | None = None, move: bool = False, **fields: Any
+    ) -> None:
+        """Add one artifact: a table, or the path of a Parquet file.
+
+        `data` is anything with the Arrow PyCapsule interface (pyarrow, pandas, polars, DuckDB
+        relations, RecordBatchReader: streamed), a list of dicts, or a path, which is copied
+        (`move` renames it instead, for temporary files). `fields` are those of
+        `bus.model.ArtifactEntry`. Raises `Refused` (E601) for anything else.
+        """
+        label = name or fields.get("kind") or self.kind
+        relpath = f"{len(self._entries):03d}.parquet"
+        target = self._path / relpath
+        rows: int | None = None
+        if isinstance(data, str | Path):
+            _adopt(Path(data), target, move=move)
+        else:
+            rows = _write_parquet(data, target, self.options)
+        disk.sync_file(target)
+        entry = {
+            "artifact_id": label,
+            "format": "parquet",
+            "relpath": relpath,
+            "size_bytes": target.stat().st_size,
+            "sha256": file_hash(target),
+            "rows": rows,
+        }
+        self._entries.append(entry | {k: v for k, v in fields.items() if v is not None})
+
+    def submit(self, *, meta: dict[str, Any] | None = None, **fields: Any) -> StagedJob:
+        """Write manifest and COMMIT and rename the job into the inbox; durable on return.
+
+        `fields` are those of `bus.model.JobManifest`. Raises `Refused` with every problem of the
+        manifest, `JobConflict` (E105) when another job of that id waits in the inbox; the same
+        job again is acknowledged without a second copy.
+        """
+        disk.crash_point("stage.files")
+        manifest = self._manifest(meta or {}, fields)
+        data = manifest.to_bytes()
+        digest = disk.sha256_of(data)
+        marker = CommitMarker(manifest_sha256=digest, submission_id=secrets.token_hex(12))
+        disk.write_durable(self._path / MANIFEST, data)
+        disk.write_durable(self._path / COMMIT, marker.to_bytes())
+        disk.crash_point("stage.manifest")
+        try:
+            self.lake.publish_staged(self._path, self.job_id)
+        except JobConflict:
+            waiting = self._same_job_waiting(manifest)
+            self.discard()
+            if waiting is None:
+                raise
+            return waiting
+        return StagedJob(self.job_id, marker.submission_id)
+
+    def discard(self) -> None:
+        """Throw the unfinished job away."""
+        disk.remove_tree(self._path)
+
+    def _manifest(self, meta: dict[str, Any], fields: dict[str, Any]) -> JobManifest:
+        document = {
+            "job_id": self.job_id,
+            "run_id": self.run_id,
+            "producer": self.producer,
+            "kind": self.kind,
+            "created_at_utc": iso(utc_now()),
+            "artifacts": self._entries,
+            "meta": meta,
+        } | {k: v for k, v in fields.items() if v is not None}
+        try:
+            manifest = JobManifest.model_validate(document)
+            strict_json.loads(manifest.to_bytes(), where=MANIFEST)
+        except ValidationError as error:
+            raise Refused.of(manifest_problems(error)) from None
+        except strict_json.StrictJsonError as error:
+            raise Refused.of([error.problem]) from None
+        return manifest
+
+    def _same_job_waiting(self, manifest: JobManifest) -> StagedJob | None:
+        """The job of our id that waits in the inbox, when it holds the same files and fields."""
+        there = self.lake.inbox / self.job_id
+        try:
+            theirs = JobManifest.from_bytes((there / MANIFEST).read_bytes())
+            marker = CommitMarker.from_bytes((there / COMMIT).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        if theirs.digest(_files(theirs.artifacts)) != manifest.digest(_files(manifest.artifacts)):
+            return None
+        disk.sync_dir(self.lake.inbox)
+        return StagedJob(self.job_id, marker.submission_id)
+
+
+def new_job_id(producer: str, kind: str) -> str:
+    """`2026-01-08T05-12-33Z__baseline__alerts__1f3a9c0e`: sorts by time, never repeats."""
+    moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    return f"{moment}__{producer}__{kind}"[:118] + f"__{secrets.token_hex(4)}"
+
+
+def _files(entries: list[ArtifactEntry]) -> dict[str, str]:
+    return {entry.artifact_id: entry.sha256 or "" for entry in entries}
+
+
+def _adopt(source: Path, target: Path, *, move: bool) -> None:
+    if not source.is_file():
+        raise Refused(f"no file {source}", code=Code.E301, where=str(source))
+    if move:
+        try:
+            disk.move(source, target)
+        except OSError:
+            pass  # another file system: copy instead
+        else:
+            return
+    disk.copy_file(source, target)
+    if move:
+        disk.remove(source)
+
+
+def _write_parquet(data: Any, target: Path, options: ParquetOptions) -> int:
+    """Write a table; the number of rows. Streams: one batch at a time is in memory."""
+    reader = as_reader(data)
+    rows = 0
+    with pq.ParquetWriter(
+        target,
+        reader.schema,
+        compression=options.compression,
+        compression_level=options.compression_level,
+        write_page_checksum=True,
+    ) as writer:
+        for batch in reader:
+            rows += batch.num_rows
+            writer.write_batch(batch, row_group_size=options.row_group_rows)
+    return rows
+
+
+def as_reader(data: Any) -> pa.RecordBatchReader:
+    """Anything tabular as a stream of record batches. Raises `Refused` (E601)."""
+    if isinstance(data, pa.Table):
+        return data.to_reader(max_chunksize=_ROW_GROUP_ROWS)
+    if hasattr(data, "__arrow_c_stream__"):
+        return pa.RecordBatchReader.from_stream(data)
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data]).to_reader()
+    if isinstance(data, Sequence) and not isinstance(data, bytes):
+        return pa.Table.from_pylist(list(data)).to_reader()
+    raise Refused(
+        f"a {type(data).__name__} is no table",
+        code=Code.E601,
+        where="data",
+        hint="Give a pyarrow, pandas or polars table, a list of dicts, or the path of a file.",
+    )

@@ -1,0 +1,172 @@
+"""The file views: artifact links, sidecars, run trees. Each can be deleted and made again.
+
+`artifacts/<kind>/v<N>/` must be right before a catalog snapshot is published, because `canon.*`
+reads it. Sidecars and run trees follow in the background. Making what exists already costs one
+failed link, so every step may be repeated after a crash.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
+
+from bus import disk
+from bus.model import Outcome, Supersede, Tombstone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bus.lake import Lake
+    from bus.manifest import Manifest
+    from bus.model import ArtifactRecord, CommitRecord, JobRecord
+
+
+def link_artifacts(lake: Lake, record: CommitRecord) -> None:
+    """Make `artifacts/` show what this commit added, and no longer what it took away."""
+    for job in record.jobs:
+        if job.outcome is not Outcome.COMMITTED:
+            continue
+        for artifact in job.artifacts:
+            if artifact.decision != "deduped":
+                _link_artifact(lake, artifact)
+
+
+def unlink_inactive(lake: Lake, record: CommitRecord, manifest: Manifest) -> None:
+    """Take superseded and tombstoned artifacts of this commit out of `artifacts/`."""
+    for job in record.jobs:
+        gone = [old for artifact in job.artifacts for old in artifact.supersedes]
+        gone += [m.target for m in job.mutations if isinstance(m, Supersede | Tombstone)]
+        for artifact_id in gone:
+            for kind, version, status in manifest.rows(
+                "SELECT artifact_type, schema_version, status FROM artifacts WHERE artifact_id = ?",
+                (artifact_id,),
+            ):
+                if status != "active":
+                    disk.remove(lake.artifact_path(kind, version, artifact_id))
+
+
+def _link_artifact(lake: Lake, artifact: ArtifactRecord) -> None:
+    target = lake.artifact_path(artifact.kind, artifact.schema_version, artifact.artifact_id)
+    source = lake.object_path(artifact.sha256)
+    try:
+        made = disk.link_or_copy(source, target)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = disk.link_or_copy(source, target)
+    if not made and artifact.decision == "revived":  # it may still show the bytes from before
+        _replace_link(source, target)
+
+
+def _replace_link(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.new")
+    disk.remove(temporary)
+    disk.link_or_copy(source, temporary)
+    disk.replace(temporary, target)
+
+
+def build_trees(lake: Lake, record: CommitRecord) -> Iterator[None]:
+    """Sidecars and run trees of one commit; yields after each artifact so a caller may pause."""
+    for job in record.jobs:
+        if job.outcome is not Outcome.COMMITTED:
+            continue
+        _write_run_meta(lake, job)
+        for artifact in job.artifacts:
+            if artifact.decision != "deduped":
+                _write_sidecar(lake, record, job, artifact)
+            _link_into_run(lake, job, artifact)
+            yield
+
+
+def _write_run_meta(lake: Lake, job: JobRecord) -> None:
+    tree = lake.run_tree(str(job.run_id))
+    tree.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "run_id": job.run_id,
+        "producer": job.producer,
+        "created_at_utc": job.created_at_utc,
+        "provenance": job.provenance,
+        "meta": job.meta,
+    }
+    disk.replace_view(tree / "meta.json", to_json(facts))
+
+
+def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None:
+    folder = lake.run_tree(str(job.run_id)) / "artifacts" / artifact.name
+    data = folder / "data.parquet"
+    source = lake.object_path(artifact.sha256)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not disk.link_or_copy(source, data) and not data.samefile(source):
+        _replace_link(source, data)  # the run delivered this name again: the newest is shown
+    if artifact.columns:
+        schema = {
+            "kind": artifact.kind,
+            "schema_version": artifact.schema_version,
+            "schema_hint": artifact.schema_hint,
+            "columns": artifact.columns,
+        }
+        disk.write_plain(folder / "schema.json", to_json(schema))
+
+
+def _write_sidecar(
+    lake: Lake, record: CommitRecord, job: JobRecord, artifact: ArtifactRecord
+) -> None:
+    facts = {
+        "artifact_id": artifact.artifact_id,
+        "kind": artifact.kind,
+        "schema_version": artifact.schema_version,
+        "logical_key": artifact.logical_key,
+        "identity": {
+            "file_hash": artifact.file_hash,
+            "content_hash": artifact.content_hash,
+            "row_count": artifact.rows,
+            "size_bytes": artifact.size_bytes,
+            "min_ts": artifact.min_ts,
+            "max_ts": artifact.max_ts,
+            "columns": artifact.columns,
+        },
+        "provenance": {
+            "run_id": job.run_id,
+            "job_id": job.job_id,
+            "producer": job.producer,
+            "created_at_utc": job.created_at_utc,
+            "writer": job.provenance,
+            "meta": job.meta,
+            "seq": record.seq,
+            "committed_at_utc": record.committed_at_utc,
+        },
+        "lineage": {"inputs": artifact.inputs, "supersedes": artifact.supersedes},
+        "tags": artifact.tags,
+        "paths": {"parquet": lake.public(lake.object_path(artifact.sha256))},
+    }
+    disk.write_plain(lake.sidecar_path(artifact.artifact_id), to_json(facts))
+
+
+def prune_artifacts(lake: Lake, manifest: Manifest) -> int:
+    """Remove links in `artifacts/` that no active artifact owns; how many were removed.
+
+    Only for a rebuild: it lists the whole tree. Names of the catalog's own (those that do not look
+    like an artifact_id) stay.
+    """
+    owned = {
+        lake.artifact_path(kind, version, artifact_id)
+        for kind, version, artifact_id in manifest.rows(
+            "SELECT artifact_type, schema_version, artifact_id FROM artifacts "
+            "WHERE status = 'active'"
+        )
+    }
+    stray = [
+        path
+        for path in lake.artifacts.glob("*/v*/*.parquet")
+        if path not in owned and path.stem.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
+    ]
+    for path in stray:
+        disk.remove(path)
+    return len(stray)
+
+
+def take(work: Iterator[None], steps: int) -> bool:
+    """Advance `work` by up to `steps`; True while there may be more."""
+    return sum(1 for _ in islice(work, steps)) == steps

@@ -1,0 +1,36 @@
+"""What every test stands on: a clean environment, repeatable examples, visible skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+# A lake, a Redis or a crash point named in the caller's environment is not ours to touch.
+for _name in [name for name in os.environ if name.startswith(("BUS_", "FLOWER_"))]:
+    del os.environ[_name]
+
+# No deadline: the machine is shared, and a slow example is not a wrong one. In CI the examples are
+# the same on every run, so that a red build is red for the next person too.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+_SKIPS = {
+    "needs_root": (os.geteuid() != 0, "only root may do what this test asserts"),
+    "needs_user": (os.geteuid() == 0, "root is exempt from the permissions this test asserts"),
+    "needs_data": (not REAL_DATA.is_dir(), "no real data in ../shared/data"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, saying why, what this user or this machine cannot show."""
+    for item in items:
+        for marker, (absent, reason) in _SKIPS.items():
+            if absent and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
