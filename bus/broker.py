@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ from bus.lake import Lake
 from bus.model import iso, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from bus.settings import Settings
 
@@ -50,7 +51,12 @@ _FORGET_AFTER_S = 3600.0
 PRODUCER_TIMEOUT_S = 0.06
 WORKER_TIMEOUT_S = 10.0
 #: After a failure producers do not ask again for this long: a hung server costs them once a second.
-_PAUSE_AFTER_FAILURE_S = 1.0
+PAUSE_AFTER_FAILURE_S = 1.0
+_BLOCK_S = 1.0
+_ANSWERS_AT_ONCE = 100
+_TAKE_MAX = 500
+_TAKE_BLOCK_S = 0.5
+_SHOWN_BYTES = 512
 
 
 class Keys:
@@ -91,8 +97,9 @@ class Keys:
         return f"{self.prefix}bus:later:{job_id}"
 
 
+_BARE = Keys()
 #: The plain list, which producers of any language know, on a server that lakes share.
-SHARED_NOTIFY = Keys().notify
+PLAIN_NOTIFY = _BARE.notify
 
 
 # ── where the server is ───────────────────────────────────────────────────────────────────────
@@ -317,96 +324,121 @@ class Broker:
     def _failed(self, what: str, error: Exception) -> None:
         """Note a failure: where the server is gets looked up again, but not within a second."""
         log.warning("redis is away, %s skipped: %s", what, error)
-        self._pause_until_s = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+        self._pause_until_s = time.monotonic() + PAUSE_AFTER_FAILURE_S
         self.forget()
 
-    def _try(
-        self, what: str, commands: Iterable[tuple[Any, ...]], *, transaction: bool = False
-    ) -> list[Any] | None:
-        """Run commands in one round trip; None, after at most 0.2 s, when Redis is away."""
+    def _try(self, what: str, *commands: tuple[Any, ...], whole: bool = False) -> list[Any] | None:
+        """Run commands in one round trip; None, after at most 0.2 s, when Redis is away.
+
+        `whole`: as one transaction.
+        """
+        if time.monotonic() < self._pause_until_s:
+            return None
+        fresh = self._client is None
         try:
-            pipe = self.client().pipeline(transaction=transaction)
-            for command in commands:
-                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-            return pipe.execute()
+            return self._run(commands, whole=whole)
         except Unavailable:
             return None
+        except redis.ConnectionError as error:
+            if fresh:
+                self._failed(what, error)
+                return None
         except (redis.RedisError, OSError, ValueError) as error:
             self._failed(what, error)
             return None
+        self.forget()  # the server was restarted under an idle connection: it may be back, or moved
+        return self._try(what, *commands, whole=whole)
+
+    def _run(self, commands: Iterable[tuple[Any, ...]], *, whole: bool) -> list[Any]:
+        pipe = self.client().pipeline(transaction=whole)
+        for command in commands:
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+        return pipe.execute()
+
+    def _set_once(self, what: str, key: str, ttl_s: float) -> bool:
+        """Whether the caller made the key: nobody else did within its life."""
+        if not self._connected():
+            return False
+        ttl_ms = max(1, round(ttl_s * 1000))
+        made = self._try(what, ("SET", self.keys.prefix + key, "1", "NX", "PX", ttl_ms))
+        return made is not None and bool(made[0])
+
+    def _connected(self) -> bool:
+        """Whether there is an address to build keys for, and no failure a moment ago."""
+        if time.monotonic() < self._pause_until_s:
+            return False
+        try:
+            self.client()
+        except Unavailable:
+            return False
+        return True
 
     # ── bells ─────────────────────────────────────────────────────────────────────────────────
 
     def ring(self, job_id: str) -> bool:
         """Tell the bus to look at a job (step 2). At most 0.2 s, never an exception."""
-        if self._known() is None:
+        if not self._connected():
             return False
         entry = json.dumps({"job_id": job_id})
-        return self._try("bell", [("LPUSH", self.keys.notify, entry)]) is not None
-
-    def _known(self) -> Address | None:
-        if time.monotonic() < self._pause_until_s:
-            return None
-        try:
-            return self.address
-        except Unavailable:
-            return None
+        return self._try("bell", ("LPUSH", self.keys.notify, entry)) is not None
 
     def take_doorbell(self) -> bool:
-        """Whether the caller is the one to ring the writer: no bell is pending. May raise."""
-        client = self.client()
-        return bool(client.set(self.keys.doorbell, "1", nx=True, ex=DOORBELL_TTL_S))
+        """Whether the caller is the one to ring the writer: no bell is pending."""
+        return self._set_once("doorbell", _BARE.doorbell, DOORBELL_TTL_S)
 
     def clear_doorbell(self) -> bool:
         """The writer is about to look: whoever comes from now on must ring again."""
-        return self._delete("doorbell", "doorbell")
+        return self._connected() and self._try("doorbell", ("DEL", self.keys.doorbell)) is not None
 
     def take_export_bell(self, ttl_s: float) -> bool:
-        """Whether the caller is the one to schedule a look at the exports. May raise."""
-        client, ttl_ms = self.client(), max(1, round(ttl_s * 1000))
-        return bool(client.set(self.keys.export_bell, "1", nx=True, px=ttl_ms))
+        """Whether the caller is the one to schedule a look at the exports."""
+        return self._set_once("export bell", _BARE.export_bell, ttl_s)
 
     def clear_export_bell(self) -> bool:
         """A look at the exports begins."""
-        return self._delete("export bell", "export_bell")
-
-    def _delete(self, what: str, key: str) -> bool:
-        if self._known() is None:
-            return False
-        return self._try(what, [("DEL", getattr(self.keys, key))]) is not None
+        return self._connected() and self._try("bell", ("DEL", self.keys.export_bell)) is not None
 
     def take_later(self, job_id: str, delay_s: float) -> bool:
         """Whether the caller is the one to schedule the next look at an unfinished job."""
-        client, delay_ms = self.client(), max(1, round(delay_s * 1000))
-        return bool(client.set(self.keys.later(job_id), "1", nx=True, px=delay_ms))
+        return self._set_once("later", _BARE.later(job_id), delay_s)
 
     def queued(self, queue: str = INGEST) -> int:
-        """How many messages wait in a Celery queue. May raise `redis.RedisError`."""
-        client = self.client()
-        return int(client.llen(f"{self.keys.prefix}{queue}"))
+        """How many messages wait in a Celery queue; 0 when Redis is away."""
+        found = self._connected() and self._try("look", ("LLEN", f"{self.keys.prefix}{queue}"))
+        return int(found[0]) if found else 0
+
+    def count(self, what: str, number: int = 1) -> bool:
+        """Add to a counter that `bus status` shows."""
+        command = ("HINCRBY", self.keys.counters, what, number)
+        return self._connected() and self._try("counter", command) is not None
 
     # ── answers ───────────────────────────────────────────────────────────────────────────────
 
     def announce(self, answers: Iterable[Answered]) -> bool:
         """Publish answers that are already on disk: a receipt for waiters, an event for listeners.
 
-        In one transaction, so that no waiter ever finds two answers for one job.
+        In transactions, so that no waiter ever finds two answers for one job; a hundred at a time,
+        so that none of them holds up the server.
         """
-        if self._known() is None:
-            return False
-        keys, ttl_s = self.keys, self.settings.receipt_ttl_s
-        commands: list[tuple[Any, ...]] = []
-        for answer in answers:
-            receipt = keys.receipt(answer.job_id)
-            commands.append(("DEL", receipt))
-            commands.append(("LPUSH", receipt, answer.document))
-            commands.append(("EXPIRE", receipt, ttl_s))
-            commands.append(self._event(answer.event))
-        return self._try("answers", commands, transaction=True) is not None
+        waiting = iter(answers)
+        while some := list(islice(waiting, _ANSWERS_AT_ONCE)):
+            if not self._connected():
+                return False
+            commands = chain.from_iterable(map(self._announcement, some))
+            if self._try("answers", *commands, whole=True) is None:
+                return False
+        return True
+
+    def _announcement(self, answer: Answered) -> Iterator[tuple[Any, ...]]:
+        receipt = self.keys.receipt(answer.job_id)
+        yield ("DEL", receipt)
+        yield ("LPUSH", receipt, answer.document)
+        yield ("EXPIRE", receipt, self.settings.receipt_ttl_s)
+        yield self._event(answer.event)
 
     def event(self, event: Mapping[str, Any]) -> bool:
         """Append one entry to the event stream."""
-        return self._known() is not None and self._try("event", [self._event(event)]) is not None
+        return self._connected() and self._try("event", self._event(event)) is not None
 
     def _event(self, event: Mapping[str, Any]) -> tuple[Any, ...]:
         fields: list[str] = []
@@ -417,15 +449,17 @@ class Broker:
     def await_answer(self, job_id: str, timeout_s: float) -> bytes | None:
         """Block until an answer for the job is announced: its document, or None in time.
 
-        Any number of waiters get it: each moves the list's one entry onto itself. Raises
+        Blocks for a second at most: the caller looks at the files now and then. Any number of waiters get it: each moves the list's one entry onto itself. Raises
         `Unavailable` when Redis is away: then poll the files.
         """
-        block_s = 2.0
+        if time.monotonic() < self._pause_until_s:
+            raise Unavailable("redis was away a moment ago")
         try:
-            client = self.waiter(block_s)
+            client = self.waiter(_BLOCK_S)
             key = self.keys.receipt(job_id)
-            wait_s = max(0.01, min(timeout_s, block_s))
-            found = client.execute_command("BLMOVE", key, key, "LEFT", "LEFT", wait_s)
+            wait_s = max(0.01, min(timeout_s, _BLOCK_S))
+            command = ("BLMOVE", key, key, "LEFT", "LEFT", wait_s)
+            found = client.execute_command(*command)  # type: ignore[no-untyped-call]
         except (redis.RedisError, OSError, ValueError) as error:
             self._failed("wait", error)
             raise Unavailable(str(error), code=Code.E501) from None
@@ -435,18 +469,18 @@ class Broker:
 
     def beat(self, process: str, role: str, **facts: Any) -> bool:
         """This process is alive."""
-        if self._known() is None:
+        if not self._connected():
             return False
         sign = {"role": role, "pid": os.getpid(), "at_s": time.time(), "at_utc": iso(utc_now())}
         value = json.dumps(sign | facts)
-        return self._try("heartbeat", [("HSET", self.keys.heartbeats, process, value)]) is not None
+        return self._try("heartbeat", ("HSET", self.keys.heartbeats, process, value)) is not None
 
     def heartbeats(self) -> list[Heartbeat]:
         """The last sign of each process, silent ones included; forgets those gone for an hour."""
         client = self.client()
         found = []
         for name, text in client.hgetall(self.keys.heartbeats).items():
-            process, sign = bytes(name).decode(errors="replace"), json.loads(text)
+            process, sign = _text(name), json.loads(text)
             role, pid, at_s = sign.pop("role"), sign.pop("pid"), sign.pop("at_s")
             if time.time() - at_s > _FORGET_AFTER_S:
                 client.hdel(self.keys.heartbeats, process)
@@ -456,6 +490,66 @@ class Broker:
 
     def retire(self, process: str) -> bool:
         """This process ends in good order: it shall not be missed."""
-        if self._known() is None:
+        if not self._connected():
             return False
-        return self._try("heartbeat", [("HDEL", self.keys.heartbeats, process)]) is not None
+        return self._try("heartbeat", ("HDEL", self.keys.heartbeats, process)) is not None
+
+
+class Notifications:
+    """One notify list, as the pump reads it. Every method raises `Unavailable` (E501).
+
+    An entry moves to the processing list before anyone looks at it, and leaves that when it is
+    dealt with: a pump that dies in between finds it again.
+    """
+
+    def __init__(self, where: Address, source: str) -> None:
+        self._keys = Keys(where.prefix)
+        self._source = source
+        self._client = open_redis(where.url, timeout_s=WORKER_TIMEOUT_S, block_s=_TAKE_BLOCK_S)
+
+    def recover(self) -> None:
+        """Put back what a predecessor was working on."""
+        command = ("LMOVE", self._keys.processing, self._source, "LEFT", "RIGHT")
+        while self._run([command])[0] is not None:
+            pass
+
+    def take(self) -> list[bytes]:
+        """The oldest entries, at most 500; waits half a second for one, then returns none."""
+        lists = (self._source, self._keys.processing, "RIGHT", "LEFT")
+        first = self._run([("BLMOVE", *lists, _TAKE_BLOCK_S)])[0]
+        if first is None:
+            return []
+        waiting = min(self._run([("LLEN", self._source)])[0], _TAKE_MAX - 1)
+        more = self._run([("LMOVE", *lists)] * waiting) if waiting else []
+        return [first, *(entry for entry in more if entry is not None)]
+
+    def settle(self, entries: Iterable[bytes], bad: Iterable[tuple[bytes, str]] = ()) -> None:
+        """The entries are dealt with; `bad` ones (with the reason) are kept for a look."""
+        keys = self._keys
+        commands: list[tuple[Any, ...]] = []
+        for entry in entries:
+            commands.append(("LREM", keys.processing, -1, entry))
+        for entry, reason in bad:
+            shown = entry[:_SHOWN_BYTES].decode(errors="backslashreplace")
+            kept = {"reason": reason, "entry": shown, "size_bytes": len(entry)}
+            commands.append(("LPUSH", keys.bad, json.dumps(kept | {"at_utc": iso(utc_now())})))
+            commands.append(("LTRIM", keys.bad, 0, BAD_MAX - 1))
+            commands.append(("HINCRBY", keys.counters, "notify_bad", 1))
+        self._run(commands)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._client.close()
+
+    def _run(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        try:
+            pipe = self._client.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+            return pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            raise Unavailable(str(error), where=self._source) from None
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

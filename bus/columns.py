@@ -110,6 +110,8 @@ def fits(have: pa.DataType, want: pa.DataType) -> bool:
     Any width and flavour of one family fits; integers fit floats. Naive timestamps are not
     instants, numbers are not times, and texts are nothing but texts.
     """
+    if have == want:
+        return True
     have, want = logical(have), logical(want)
     if pa.types.is_null(have) or have == want:
         return True
@@ -143,27 +145,29 @@ def _family(data_type: pa.DataType) -> str | None:
     return next((name for name, test in families.items() if test(data_type)), None)
 
 
+_LOCALISE = (
+    "A timestamp without a zone is not an instant: say which zone it is in, e.g. "
+    "pandas .dt.tz_localize('UTC'), polars .dt.replace_time_zone('UTC')."
+)
+_FROM_EPOCH = "Turn epoch numbers into timestamps, e.g. pandas.to_datetime(x, unit='ms', utc=True)."
+#: (family of the file's column, family of the contract's) -> what a person does about it.
+_MISFIT_HINTS = {
+    ("naive timestamp", "instant"): _LOCALISE,
+    ("integer", "instant"): _FROM_EPOCH,
+    ("float", "instant"): _FROM_EPOCH,
+    ("text", "instant"): "Parse texts into timestamps, e.g. pandas.to_datetime(x, utc=True).",
+    ("instant", "naive timestamp"): "The contract wants local times: remove the zone first.",
+    ("float", "integer"): (
+        "pandas turns integers with gaps into floats: use .astype('Int64') before writing."
+    ),
+    ("binary", "text"): "Write the column as UTF-8 text, not as bytes.",
+}
+
+
 def misfit_hint(have: pa.DataType, want: pa.DataType) -> str | None:
     """What a person does about a type that does not fit, where experience tells."""
-    have, want = logical(have), logical(want)
-    types = pa.types
-    if types.is_timestamp(want) and want.tz:
-        if types.is_timestamp(have):
-            return (
-                "A timestamp without a zone is not an instant: say which zone it is in, e.g. "
-                "pandas .dt.tz_localize('UTC'), polars .dt.replace_time_zone('UTC')."
-            )
-        if types.is_integer(have) or types.is_floating(have):
-            return "Turn epoch numbers into timestamps, e.g. pandas.to_datetime(x, unit='ms', utc=True)."
-        if _family(have) == "text":
-            return "Parse the texts into timestamps, e.g. pandas.to_datetime(x, utc=True)."
-    if types.is_integer(want) and types.is_floating(have):
-        return "pandas turns integers with gaps into floats: use .astype('Int64') before writing."
-    if types.is_timestamp(want) and not want.tz and _family(have) == "instant":
-        return "The contract wants local times without a zone: remove the zone before writing."
-    if _family(want) == "text" and _family(have) == "binary":
-        return "Write the column as UTF-8 text, not as bytes."
-    return None
+    families = _family(logical(have)), _family(logical(want))
+    return _MISFIT_HINTS.get((str(families[0]), str(families[1])))
 
 
 def convert(array: pa.Array, want: pa.DataType) -> tuple[pa.Array, pa.Array | None]:
@@ -171,9 +175,9 @@ def convert(array: pa.Array, want: pa.DataType) -> tuple[pa.Array, pa.Array | No
 
     `lossy` is None when every value survived. The types must fit (`fits`).
     """
-    array = _unwrapped(array)
     if array.type == want:
         return array, None
+    array = _unwrapped(array)
     narrowing = pa.types.is_floating(want) and pa.types.is_floating(array.type)
     try:
         values = array.cast(want)

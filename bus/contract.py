@@ -20,16 +20,15 @@ import pyarrow.compute as pc
 from bus import rules
 from bus.columns import Column, convert, fits, logical, misfit_hint, type_text
 from bus.errors import Code, Problem, Refused, problem
+from bus.hashing import HashPlan
 from bus.model import ID_PATTERN, canonical_json, iso
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bus.hashing import HashPlan
-
 SAMPLES = 3
 #: Keys held in memory to find repetitions among rows that are not in key order.
-MAX_KEY_BYTES = 128 << 20
+MAX_KEY_BYTES = 64 << 20  # grouping takes about six times that
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_UNITS = {"_ms": 1_000, "_us": 1, "_s": 1_000_000}
 _compiled = cache(rules.compile_rule)
@@ -131,7 +130,9 @@ class Spec:
             index = schema.get_field_index(column.name)
             if index < 0 and column.name not in schema.names and not column.optional:
                 near = _nearest(column.name, schema.names)
-                found.append(problem(Code.E202, f"{where}:{column.name}", self._missing(column, near)))
+                found.append(
+                    problem(Code.E202, f"{where}:{column.name}", self._missing(column, near))
+                )
             elif index >= 0 and not fits(schema.field(index).type, column.type):
                 found.append(self._misfit(column, schema.field(index).type, where))
         return found
@@ -154,8 +155,18 @@ class Spec:
         return Checker(self, where)
 
     def hash_plan(self, schema: pa.Schema) -> HashPlan:
-        """Which columns of a file are hashed, as what types, in which order (CONTENT_HASH.md)."""
-        raise NotImplementedError
+        """Which columns of a file are hashed, as what types, in which order (CONTENT_HASH.md).
+
+        Ask only when `schema_problems` found nothing: ValueError when no hashed column is there.
+        """
+        if self.open:
+            return HashPlan.for_schema(schema)
+        hashed: dict[str, pa.DataType | None] = {
+            c.name: c.type for c in self.columns if c.hashed and c.name in schema.names
+        }
+        if self.extensible:
+            hashed |= {name: None for name in schema.names if name not in self._by_name}
+        return HashPlan(hashed, tuple(name for name in self.sort_by if name in hashed))
 
     def time_text(self, value: datetime | int | None) -> str | None:
         """A smallest or largest value of the time column as ISO 8601 UTC; None out of range."""
@@ -187,10 +198,16 @@ class Spec:
             yield "a contract has columns, an open one has none"
         named = (*self.sort_by, *self.key, self.row_key, self.time_column)
         yield from (f"no column {n!r}" for n in named if n is not None and n not in names)
+        if self.columns and not any(c.hashed for c in self.columns):
+            yield "no column is hashed"
         yield from self._weak_columns()
         yield from self._unusable_checks()
 
     def _weak_columns(self) -> Iterable[str]:
+        for name in self.sort_by:
+            column = self.column(name)
+            if column is not None and (not column.hashed or pa.types.is_nested(column.type)):
+                yield f"sort_by column {name!r} is nested or not hashed"
         for name in (*self.key, *([self.row_key] if self.row_key else [])):
             column = self.column(name)
             if column is not None and (column.nullable or column.optional):
@@ -233,7 +250,7 @@ class _Finding:
         if len(self.samples) >= SAMPLES:
             return
         for row in pc.indices_nonzero(broken)[: SAMPLES - len(self.samples)].to_pylist():
-            values = ", ".join(f"{n}={_short(a[row].as_py())}" for n, a in columns.items())
+            values = ", ".join(f"{n}={_shown(a[row])}" for n, a in columns.items())
             self.samples.append(f"row {first_row + row}" + (f" ({values})" if values else ""))
 
     def __str__(self) -> str:
@@ -242,8 +259,10 @@ class _Finding:
         return f"{rows}, counted from 0: {', '.join(self.samples)}{more}"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _shown(value: pa.Scalar) -> str:
+    """A value as a message shows it. Times go through Arrow: Python has no nanoseconds."""
+    temporal = pa.types.is_temporal(value.type)
+    text = str(value.cast(pa.string())) if temporal else repr(value.as_py())
     return text if len(text) <= 40 else text[:37] + "…"  # noqa: PLR2004 - a message, not a dump
 
 
@@ -296,9 +315,7 @@ class Checker:
         if pc.any(broken).as_py():
             self._note(Code.E204, check.name, broken, read)
 
-    def _note(
-        self, code: Code, name: str, broken: pa.Array, columns: dict[str, pa.Array]
-    ) -> None:
+    def _note(self, code: Code, name: str, broken: pa.Array, columns: dict[str, pa.Array]) -> None:
         self._findings.setdefault((code, name), _Finding()).add(broken, self._row, columns)
 
     def finish(self, rows: int) -> list[Problem]:
@@ -369,11 +386,13 @@ class _UniqueKey:
             return None
         surplus = pc.sum(repeated["count_all"]).as_py() - repeated.num_rows
         first = "; ".join(
-            ", ".join(f"{n}={_short(row[n])}" for n in names) + f" ({row['count_all']} times)"
-            for row in repeated.slice(0, SAMPLES).to_pylist()
+            ", ".join(f"{n}={_shown(repeated[n][row])}" for n in names)
+            + f" ({repeated['count_all'][row]} times)"
+            for row in range(min(SAMPLES, repeated.num_rows))
         )
         more = "; …" if repeated.num_rows > SAMPLES else ""
-        return f"{surplus:,} rows too many: {first}{more}", None
+        rows = "1 row" if surplus == 1 else f"{surplus:,} rows"
+        return f"{rows} too many: {first}{more}", None
 
 
 def _strictly_ascending(columns: list[pa.Array]) -> bool:

@@ -279,6 +279,18 @@ class Lake:
         """`store/runs/<run_id>`."""
         return self.run_trees / run_id
 
+    def run_meta_path(self, run_id: str) -> Path:
+        """`store/runs/<run_id>/meta.json`."""
+        return self.run_tree(run_id) / "meta.json"
+
+    def run_data_path(self, run_id: str, name: str) -> Path:
+        """`store/runs/<run_id>/artifacts/<name>/data.parquet`."""
+        return self.run_tree(run_id) / "artifacts" / name / "data.parquet"
+
+    def run_schema_path(self, run_id: str, name: str) -> Path:
+        """`schema.json` beside the data."""
+        return self.run_data_path(run_id, name).with_name("schema.json")
+
     def export_path(self, name: str) -> Path:
         """`exports/<name>.parquet`."""
         return self.exports / f"{name}.parquet"

@@ -167,19 +167,22 @@ class _Parser:
             node = self._either()
             self._expect(")")
             return node
-        left = self._operand()
+        return self._comparison(self._operand())
+
+    def _comparison(self, left: _Node) -> _Node:
         if sign := self._take(*_COMPARISONS):
             return partial(_compare, _COMPARISONS[sign], left, self._operand())
         if self._take("is"):
             return self._is_null(left)
         if self._take("not"):
-            if self._peek() == "null":  # "price not null", as people write it in DDL
-                self._next += 1
-                return partial(_invert, partial(_null, left))
-            return partial(_invert, self._range(left))
+            return partial(_invert, self._null_or_range(left))
         if self._peek() in {"in", "between"}:
             return self._range(left)
         return left  # a boolean column by itself
+
+    def _null_or_range(self, left: _Node) -> _Node:
+        """What follows "price not": null (as people write it in DDL), in or between."""
+        return partial(_null, left) if self._take("null") else self._range(left)
 
     def _is_null(self, left: _Node) -> _Node:
         negated = self._take("not")

@@ -22,10 +22,9 @@ identity only if its types stay.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import metadata
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,7 +32,11 @@ from bus.columns import Column, parse_type
 from bus.contract import Check, Checker, Spec
 from bus.errors import BusError, Code, Problem, Refused, problem
 from bus.kinds import BUILT_IN, OPEN_KINDS
-from bus.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from bus.settings import Settings
 
 __all__ = ["Check", "Checker", "Column", "Registry", "Spec"]
 
@@ -153,7 +156,8 @@ class _KindTable(BaseModel):
 
 
 def _from_settings(kinds: Mapping[str, Mapping[str, Any]]) -> list[Spec]:
-    specs, found = [], []
+    specs: list[Spec] = []
+    found: list[Problem] = []
     for kind, table in kinds.items():
         for where, declared in _versions(kind, table):
             try:

@@ -81,8 +81,8 @@ def build_trees(lake: Lake, record: CommitRecord) -> Iterator[None]:
 
 
 def _write_run_meta(lake: Lake, job: JobRecord) -> None:
-    tree = lake.run_tree(str(job.run_id))
-    tree.mkdir(parents=True, exist_ok=True)
+    path = lake.run_meta_path(str(job.run_id))
+    path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "run_id": job.run_id,
         "producer": job.producer,
@@ -90,14 +90,13 @@ def _write_run_meta(lake: Lake, job: JobRecord) -> None:
         "provenance": job.provenance,
         "meta": job.meta,
     }
-    disk.replace_view(tree / "meta.json", to_json(facts))
+    disk.replace_view(path, to_json(facts))
 
 
 def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None:
-    folder = lake.run_tree(str(job.run_id)) / "artifacts" / artifact.name
-    data = folder / "data.parquet"
+    data = lake.run_data_path(str(job.run_id), artifact.name)
     source = lake.object_path(artifact.sha256)
-    folder.mkdir(parents=True, exist_ok=True)
+    data.parent.mkdir(parents=True, exist_ok=True)
     if not disk.link_or_copy(source, data) and not data.samefile(source):
         _replace_link(source, data)  # the run delivered this name again: the newest is shown
     if artifact.columns:
@@ -107,7 +106,8 @@ def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None
             "schema_hint": artifact.schema_hint,
             "columns": artifact.columns,
         }
-        disk.write_plain(folder / "schema.json", to_json(schema))
+        path = lake.run_schema_path(str(job.run_id), artifact.name)
+        disk.write_plain(path, to_json(schema))
 
 
 def _write_sidecar(

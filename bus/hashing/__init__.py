@@ -60,7 +60,7 @@ from typing import TYPE_CHECKING, Self
 import pyarrow as pa
 
 from bus.hashing.casting import LossyCast, cast, needs_cast
-from bus.hashing.columns import Column, Family, UnhashableType, decoded
+from bus.hashing.columns import Column, Family, Floats, UnhashableType, decoded, decoded_type
 from bus.hashing.digest import CHUNK_ROWS, RowDigest
 from bus.hashing.nested import family_of
 from bus.hashing.order import joined
@@ -164,6 +164,7 @@ class ContentHasher:
             _Planned(schema, name, plan.columns[name])
             for name in sorted(plan.columns, key=str.encode)
         ]
+        self._floats = [planned for planned in self._columns if planned.is_plain_float]
         self._digest = RowDigest(
             [column.name for column in self._columns],
             [column.family for column in self._columns],
@@ -187,17 +188,30 @@ class ContentHasher:
         """Take in the next rows; what they were reduced to, by name, for whoever can use it."""
         columns = self.canonical(batch)
         if self._kept is not None:
-            self._kept_bytes += sum(column.array.nbytes for column in columns)
-            if self._kept_bytes > self._sort_limit_bytes:
-                self._kept = None
-            else:
-                self._kept.append(columns)
+            self._keep(columns)
         self._digest.update(columns, batch.num_rows)
         return {planned.name: column for planned, column in zip(self._columns, columns, strict=True)}
 
+    def _keep(self, columns: list[Column]) -> None:
+        assert self._kept is not None
+        if self._kept:  # a single batch, the common case, is not worth weighing
+            self._kept_bytes += sum(column.array.nbytes for column in self._kept[-1])
+        self._kept.append(columns)
+        if self._kept_bytes > self._sort_limit_bytes:
+            self._kept = None
+
     def canonical(self, batch: pa.RecordBatch) -> list[Column]:
         """The hashed columns of a batch in name order, cast and reduced; takes nothing in."""
-        return [planned.column(batch) for planned in self._columns]
+        if len(self._floats) < 2:  # noqa: PLR2004 - nothing to share
+            return [planned.column(batch) for planned in self._columns]
+        arrays = [batch.column(planned.index) for planned in self._floats]
+        family = self._floats[0].family
+        assert isinstance(family, Floats)
+        shared = iter(family.columns(arrays))
+        return [
+            next(shared) if planned.is_plain_float else planned.column(batch)
+            for planned in self._columns
+        ]
 
     def result(self) -> str:
         """``ch1:`` + hex. Raises `OutOfOrder`. Call it once, at the end."""
@@ -219,14 +233,19 @@ class _Planned:
             raise ValueError(f"not exactly one column is named {name!r}")
         source = schema.field(self.index).type
         self.target = target if target is not None and needs_cast(source, target) else None
+        self.needs_decoding = decoded_type(source) is not source
         try:
             self.family: Family = family_of(self.target or source)
         except UnhashableType as error:
             raise error.at(name) from None
+        is_as_stored = self.target is None and not self.needs_decoding
+        self.is_plain_float = is_as_stored and isinstance(self.family, Floats)
 
     def column(self, batch: pa.RecordBatch) -> Column:
-        array = decoded(batch.column(self.index))
+        array = batch.column(self.index)
         try:
+            if self.needs_decoding:
+                array = decoded(array)
             if self.target is not None:
                 array = cast(array, self.target, self.name)
             return self.family.column(array)

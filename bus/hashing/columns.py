@@ -12,7 +12,7 @@ decimal256 · null · large_binary (nested values, see `nested`).
 from __future__ import annotations
 
 import sys
-from itertools import pairwise
+from itertools import accumulate
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +28,14 @@ if sys.byteorder != "little":  # buffers are hashed as they lie in memory
 I64_MAX = (1 << 63) - 1
 I32_MAX = (1 << 31) - 1
 _INFINITY_BITS = unpack("<q", pack("<d", float("inf")))[0]
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_ONE = pa.scalar(1, pa.int64())
+_PER_SECOND = {
+    "s": _ONE,
+    "ms": pa.scalar(10**3, pa.int64()),
+    "us": pa.scalar(10**6, pa.int64()),
+    "ns": pa.scalar(10**9, pa.int64()),
+}
+_NS = dict(zip(_PER_SECOND, reversed(_PER_SECOND.values()), strict=True))
 
 
 def kernel(name: str) -> Callable[..., Any]:
@@ -57,6 +64,7 @@ _subtract = kernel("subtract")
 _sum = kernel("sum")
 _xor = kernel("bit_wise_xor")
 
+_I64, _F64, _I32 = pa.int64(), pa.float64(), pa.int32()
 _TO_I64 = pc.CastOptions.unsafe(pa.int64())
 _TO_U32 = pc.CastOptions.unsafe(pa.uint32())
 _TO_U8 = pc.CastOptions.unsafe(pa.uint8())
@@ -97,13 +105,11 @@ class Column:
 
     __slots__ = ("_bounds", "_key", "array", "family", "nans")
 
-    def __init__(
-        self, family: Family, array: pa.Array, nans: int = 0, bounds: Any = None, key: Any = None
-    ) -> None:
+    def __init__(self, family: Family, array: pa.Array, nans: int = 0, key: Any = None) -> None:
         self.family = family
         self.array = array
         self.nans = nans
-        self._bounds = bounds
+        self._bounds: Any = None
         self._key = key
 
     @property
@@ -117,14 +123,21 @@ class Column:
     def bounds(self) -> tuple[Any, Any]:
         """(least, greatest) canonical value as Python values, NaN left out; None without values."""
         if self._bounds is None:
-            self._bounds = self.family.bounds(self.array)
+            self._bounds = self.family.bounds(self)
         return self._bounds  # type: ignore[no-any-return]
+
+
+#: The bytes of some values: the fixed-width parts, each as wide as `Family.widths` says, then the
+#: bytes of text values or None. All are buffers; none is copied where the array already holds it.
+Parts = tuple[tuple[Any, ...], Any]
 
 
 class Family:
     """One type family. A family of one column is used for that column only: it may learn."""
 
     tag: bytes = b""
+    #: Bytes of one value in each fixed-width part.
+    widths: tuple[int, ...] = (8,)
     #: Whether rows are ordered by this column before the nested ones.
     scalar: ClassVar[bool] = True
 
@@ -136,17 +149,13 @@ class Family:
         """The canonical array alone."""
         raise NotImplementedError
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
-        """The fixed-width parts of a canonical array, zeros under NULL: (bytes, width) each."""
+    def parts(self, array: pa.Array) -> Parts:
+        """The bytes of a canonical array's values: fixed-width parts, zeros under NULL; text."""
         raise NotImplementedError
 
-    def tail(self, array: pa.Array) -> Any:  # noqa: ARG002 - for families that have one
-        """The bytes that follow the fixed-width parts, or None."""
-        return None
-
-    def bounds(self, array: pa.Array) -> tuple[Any, Any]:
-        """(least, greatest) of a canonical array, as Python values."""
-        found = _min_max([array])
+    def bounds(self, column: Column) -> tuple[Any, Any]:
+        """(least, greatest) of a canonical column, as Python values."""
+        found = _min_max([column.array])
         return found[0].as_py(), found[1].as_py()
 
 
@@ -156,6 +165,11 @@ def data(array: pa.Array, width: int) -> Any:
     if buffer is None:
         return b""
     return buffer.slice(array.offset * width, len(array) * width)
+
+
+def _whole(chunked: pa.ChunkedArray) -> pa.Array:
+    """A kernel's result as one array, which it usually is already."""
+    return chunked.chunk(0) if chunked.num_chunks == 1 else pa.concat_arrays(chunked.chunks)
 
 
 def filled(array: pa.Array) -> pa.Array:
@@ -181,21 +195,22 @@ def bits(flags: pa.Array) -> bytes:
 def ordered_bits(floats: pa.Array) -> pa.Array:
     """Doubles (canonical NaN, no -0.0) as int64 of the same order: NaN comes after +inf."""
     raw = floats.view(pa.int64())
-    return _if_else([_less([raw, _ZERO[pa.int64()]]), _xor([raw, _NOT_SIGN]), raw])
+    return _if_else([_less([raw, _ZERO[_I64]]), _xor([raw, _NOT_SIGN]), raw])
 
 
 class Bools(Family):
     """`b`: u8, 0 or 1."""
 
     tag = b"b"
+    widths = (1,)
 
     def canonical(self, array: pa.Array) -> pa.Array:
         return array
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+    def parts(self, array: pa.Array) -> Parts:
         if array.null_count:
             array = _coalesce([array, _FALSE])
-        return ((data(_cast([array], _TO_U8), 1), 1),)
+        return (data(_cast([array], _TO_U8), 1),), None
 
 
 class Integers(Family):
@@ -219,8 +234,8 @@ class Integers(Family):
     def canonical(self, array: pa.Array) -> pa.Array:
         return array if self.is_wide else _cast([array], _TO_I64)
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
-        return ((data(filled(array), 8), 8),)
+    def parts(self, array: pa.Array) -> Parts:
+        return (data(filled(array), 8),), None
 
 
 class Floats(Family):
@@ -229,35 +244,48 @@ class Floats(Family):
     tag = b"f"
 
     def column(self, array: pa.Array) -> Column:
-        if array.type != pa.float64():
-            array = _cast([array], _TO_DOUBLE)
+        return self.columns([array])[0]
+
+    def columns(self, arrays: list[pa.Array]) -> list[Column]:
+        """The canonical forms of several arrays, for little more than the price of one."""
+        arrays = [a if a.type == _F64 else _cast([a], _TO_DOUBLE) for a in arrays]
         # Read as integers, -0.0 and every negative number (NaN too) are below zero, and a positive
         # NaN is above infinity. So one cheap pass proves that there is nothing to normalise.
-        raw = _min_max([array.view(pa.int64())])
-        least, greatest = raw[0].as_py(), raw[1].as_py()
-        if least is None:
-            return Column(self, array, bounds=(None, None))
-        if least >= 0 and greatest <= _INFINITY_BITS:
-            bounds = unpack("<dd", pack("<qq", least, greatest))
-            return Column(self, array, bounds=bounds)
-        return self._normalised(array)
+        raw = [array.view(_I64) for array in arrays]
+        found = _min_max([raw[0] if len(raw) == 1 else pa.chunked_array(raw)])
+        least, greatest = found[0].as_py(), found[1].as_py()
+        if least is None or (least >= 0 and greatest <= _INFINITY_BITS):
+            return [Column(self, a, key=key) for a, key in zip(arrays, raw, strict=True)]
+        if len(arrays) > 1 and least >= 0:  # NaN somewhere: perhaps not in all of them
+            return [self.column(array) for array in arrays]
+        return self._normalised(arrays)
 
-    def _normalised(self, array: pa.Array) -> Column:
-        array = _add([array, _ZERO[pa.float64()]])  # -0.0 + 0.0 = 0.0
-        is_nan = _is_nan([array])
+    def _normalised(self, arrays: list[pa.Array]) -> list[Column]:
+        positive = _whole(_add([pa.chunked_array(arrays), _ZERO[_F64]]))  # -0.0 + 0.0 = 0.0
+        is_nan = _is_nan([positive])
+        starts = accumulate(map(len, arrays), initial=0)
+        return [
+            self._without_nan(positive.slice(start, len(array)), is_nan.slice(start, len(array)))
+            for start, array in zip(starts, arrays, strict=False)
+        ]
+
+    def _without_nan(self, array: pa.Array, is_nan: pa.Array) -> Column:
         nans = is_nan.true_count
-        if nans:
-            array = _if_else([is_nan, _NAN, array])
-        return Column(self, array, nans)
+        return Column(self, _if_else([is_nan, _NAN, array]) if nans else array, nans)
 
     def canonical(self, array: pa.Array) -> pa.Array:
         return self.column(array).array
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
-        return ((data(filled(array), 8), 8),)
+    def parts(self, array: pa.Array) -> Parts:
+        return (data(filled(array), 8),), None
 
-    def bounds(self, array: pa.Array) -> tuple[Any, Any]:
-        least, greatest = super().bounds(array)
+    def bounds(self, column: Column) -> tuple[Any, Any]:
+        if column.key.type == _I64 and not column.nans:  # four times as fast as on floats
+            found = _min_max([column.key])
+            if found[0].is_valid:
+                return unpack("<dd", pack("<qq", found[0].as_py(), found[1].as_py()))
+            return None, None
+        least, greatest = super().bounds(column)
         only_nan = least is not None and least != least  # noqa: PLR0124 - this is what NaN is
         return (None, None) if only_nan else (least, greatest)
 
@@ -265,44 +293,43 @@ class Floats(Family):
 class Text(Family):
     """`s` (UTF-8) and `x` (binary, fixed-size binary, UUID): i32 byte lengths, then the bytes."""
 
+    widths = (4,)
+
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_
-        is_view = pa.types.is_string_view(type_) or pa.types.is_binary_view(type_)
-        is_text = any(
-            test(type_)
-            for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-        )
-        self.tag = b"s" if is_text else b"x"
+        self.tag = b"s" if type_.id in _TEXT_IDS else b"x"
         self.target: pa.DataType | None = None
-        if is_view:
-            self.target = pa.large_string() if is_text else pa.large_binary()
-        elif pa.types.is_fixed_size_binary(type_):
+        if type_.id in {pa.lib.Type_STRING_VIEW, pa.lib.Type_BINARY_VIEW}:
+            self.target = pa.large_string() if self.tag == b"s" else pa.large_binary()
+        elif type_.id == pa.lib.Type_FIXED_SIZE_BINARY:
             self.target = pa.large_binary()
 
     def canonical(self, array: pa.Array) -> pa.Array:
         return array if self.target is None else array.cast(self.target)
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
-        return ((data(self.lengths(array), 4), 4),)
+    def parts(self, array: pa.Array) -> Parts:
+        lengths = _binary_length([array])
+        start, stop = _first_and_last_offset(array)
+        if array.null_count:
+            lengths = _coalesce([lengths, _ZERO[lengths.type]])
+            # Arrow allows bytes under NULL; they are not part of any value.
+            if _sum([lengths]).as_py() != stop - start:
+                return self.parts(without_null(array))
+        if lengths.type != _I32:
+            lengths = self._narrow(lengths)
+        text = array.buffers()[2].slice(start, stop - start) if stop > start else b""
+        return (data(lengths, 4),), text
 
-    def lengths(self, array: pa.Array) -> pa.Array:
-        """int32 byte lengths, 0 under NULL. Raises `UnhashableType` for a value of 2 GiB."""
-        lengths = filled(_binary_length([array]))
-        if lengths.type == pa.int32():
-            return lengths
+    def _narrow(self, lengths: pa.Array) -> pa.Array:
         try:
             return _cast([lengths], _TO_I32)
         except pa.ArrowInvalid:
             raise UnhashableType(self.type, "a value of 2 GiB or more") from None
 
-    def tail(self, array: pa.Array) -> Any:
-        start, stop = _first_and_last_offset(array)
-        # Arrow allows bytes under NULL; they are not part of any value.
-        if array.null_count and _sum([_binary_length([array])]).as_py() != stop - start:
-            return self.tail(_coalesce([array, pa.scalar(b"").cast(array.type)]))
-        if start == stop:
-            return b""
-        return array.buffers()[2].slice(start, stop - start)
+
+def without_null(text: pa.Array) -> pa.Array:
+    """Text with empty values in place of NULL, and no bytes but those of its values."""
+    return pc.coalesce(text, pa.scalar(b"").cast(text.type))
 
 
 def offsets(array: pa.Array) -> pa.Array:
@@ -329,6 +356,7 @@ class Dates(Family):
     """`D`: i32 days."""
 
     tag = b"D"
+    widths = (4,)
 
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_
@@ -341,38 +369,38 @@ class Dates(Family):
                 raise UnhashableType(self.type, "a date64 that is not a whole day") from None
         return array.view(pa.int32())
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
-        return ((data(filled(array), 4), 4),)
+    def parts(self, array: pa.Array) -> Parts:
+        return (data(filled(array), 4),), None
 
 
 class Timestamps(Family):
     """`t` (naive) and `T` (instants): all i64 seconds, rounded down, then all u32 nanoseconds."""
 
+    widths = (8, 4)
+
     def __init__(self, type_: pa.DataType) -> None:
         self.tag = b"t" if type_.tz is None else b"T"
-        self.per_second = _PER_SECOND[type_.unit]
-        self._per_second = pa.scalar(self.per_second, pa.int64())
-        self._ns = pa.scalar(10**9 // self.per_second, pa.int64())
+        self._per_second = _PER_SECOND[type_.unit]
+        self._ns = _NS[type_.unit]
 
     def canonical(self, array: pa.Array) -> pa.Array:
-        return array.view(pa.int64())
+        return array.view(_I64)
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+    def parts(self, array: pa.Array) -> Parts:
         array = filled(array)
-        if self.per_second == 1:
-            return (data(array, 8), 8), (bytes(4 * len(array)), 4)
+        if self._per_second is _ONE:
+            return (data(array, 8), bytes(4 * len(array))), None
         seconds = _divide([array, self._per_second])
-        rest = _subtract([array, _multiply([seconds, self._per_second])])
-        found = _min_max([rest])
-        least, greatest = found[0].as_py() or 0, found[1].as_py() or 0
-        if least == greatest == 0:
-            return (data(seconds, 8), 8), (bytes(4 * len(array)), 4)
-        if least < 0:  # division rounds towards zero, the definition down
-            borrow = _cast([_less([rest, _ZERO[pa.int64()]])], _TO_I64)
+        whole = _multiply([seconds, self._per_second])
+        if whole.equals(array):
+            return (data(seconds, 8), bytes(4 * len(array))), None
+        rest = _subtract([array, whole])
+        if _min_max([rest])[0].as_py() < 0:  # division rounds towards zero, the definition down
+            borrow = _cast([_less([rest, _ZERO[_I64]])], _TO_I64)
             seconds = _subtract([seconds, borrow])
             rest = _add([rest, _multiply([borrow, self._per_second])])
         nanoseconds = _cast([_multiply([rest, self._ns])], _TO_U32)
-        return (data(seconds, 8), 8), (data(nanoseconds, 4), 4)
+        return (data(seconds, 8), data(nanoseconds, 4)), None
 
 
 class Spans(Family):
@@ -381,16 +409,16 @@ class Spans(Family):
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_
         self.tag = b"\xd8" if pa.types.is_duration(type_) else b"m"
-        self._ns = pa.scalar(10**9 // _PER_SECOND[type_.unit], pa.int64())
+        self._ns = _NS[type_.unit]
 
     def canonical(self, array: pa.Array) -> pa.Array:
         if pa.types.is_time32(self.type):
             return _cast([array.view(pa.int32())], _TO_I64)
-        return array.view(pa.int64())
+        return array.view(_I64)
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+    def parts(self, array: pa.Array) -> Parts:
         try:
-            return ((data(_multiply_checked([filled(array), self._ns]), 8), 8),)
+            return (data(_multiply_checked([filled(array), self._ns]), 8),), None
         except pa.ArrowInvalid:
             raise UnhashableType(self.type, "a span beyond 64 bits of nanoseconds") from None
 
@@ -399,6 +427,7 @@ class Decimals(Family):
     """`d`: all u8 scales, then all i256; each value on its own with the fewest decimal places."""
 
     tag = b"d"
+    widths = (1, 32)
 
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_
@@ -411,7 +440,7 @@ class Decimals(Family):
         except pa.ArrowInvalid:
             raise UnhashableType(self.type, "a decimal beyond 76 digits") from None
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:
+    def parts(self, array: pa.Array) -> Parts:
         digits = filled(array.view(pa.decimal256(76, 0)))
         removed = pa.repeat(pa.scalar(0, pa.uint8()), len(array))
         for step in _halving_steps(self.scale):
@@ -423,7 +452,7 @@ class Decimals(Family):
         scales = _subtract([pa.scalar(self.scale, pa.uint8()), removed])
         is_zero = _equal([digits, _ZERO[digits.type]])
         scales = _if_else([is_zero, pa.scalar(0, pa.uint8()), scales])
-        return (data(scales, 1), 1), (data(digits, 32), 32)
+        return (data(scales, 1), data(digits, 32)), None
 
 
 def _halving_steps(scale: int) -> list[int]:
@@ -452,14 +481,15 @@ class Nulls(Family):
     """`n`: a column without a type; no values, no bytes."""
 
     tag = b"n"
+    widths = ()
 
     def canonical(self, array: pa.Array) -> pa.Array:
         return array
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[Any, int], ...]:  # noqa: ARG002 - see Family
-        return ()
+    def parts(self, array: pa.Array) -> Parts:  # noqa: ARG002 - see Family
+        return (), None
 
-    def bounds(self, array: pa.Array) -> tuple[Any, Any]:  # noqa: ARG002 - see Family
+    def bounds(self, column: Column) -> tuple[Any, Any]:  # noqa: ARG002 - see Family
         return None, None
 
 
@@ -480,38 +510,38 @@ def decoded(array: pa.Array) -> pa.Array:
 
 def decoded_type(type_: pa.DataType) -> pa.DataType:
     """The type that `decoded` ends with."""
-    while True:
+    while type_.id not in _SCALARS:
         if isinstance(type_, pa.BaseExtensionType):
             type_ = type_.storage_type
         elif pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_):
             type_ = type_.value_type
         else:
-            return type_
+            break
+    return type_
 
 
 def scalar_family(type_: pa.DataType) -> Family | None:
     """A new family for a decoded scalar type; None for types this module does not know."""
-    for is_of, make in _SCALARS:
-        if is_of(type_):
-            return make(type_)
-    return None
+    make = _SCALARS.get(type_.id)
+    return None if make is None else make(type_)
 
 
-_SCALARS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType], Family]], ...] = (
-    (pa.types.is_integer, Integers),
-    (pa.types.is_floating, lambda _: Floats()),
-    (pa.types.is_string, Text),
-    (pa.types.is_timestamp, Timestamps),
-    (pa.types.is_boolean, lambda _: Bools()),
-    (pa.types.is_large_string, Text),
-    (pa.types.is_string_view, Text),
-    (pa.types.is_binary, Text),
-    (pa.types.is_large_binary, Text),
-    (pa.types.is_binary_view, Text),
-    (pa.types.is_decimal, Decimals),
-    (pa.types.is_fixed_size_binary, Text),
-    (pa.types.is_date, Dates),
-    (pa.types.is_time, Spans),
-    (pa.types.is_duration, Spans),
-    (pa.types.is_null, lambda _: Nulls()),
-)
+def _ids(*names: str) -> list[int]:
+    return [getattr(pa.lib, f"Type_{name}") for name in names]
+
+
+_TEXT_IDS = frozenset(_ids("STRING", "LARGE_STRING", "STRING_VIEW"))
+_BOOLS, _FLOATS, _NULLS = Bools(), Floats(), Nulls()  # they learn nothing: one does for all
+_SCALARS: dict[int, Callable[[pa.DataType], Family]] = {
+    pa.lib.Type_BOOL: lambda _: _BOOLS,
+    pa.lib.Type_NA: lambda _: _NULLS,
+    **dict.fromkeys(_ids("INT8", "INT16", "INT32", "INT64"), Integers),
+    **dict.fromkeys(_ids("UINT8", "UINT16", "UINT32", "UINT64"), Integers),
+    **dict.fromkeys(_ids("HALF_FLOAT", "FLOAT", "DOUBLE"), lambda _: _FLOATS),
+    **dict.fromkeys(_ids("STRING", "LARGE_STRING", "STRING_VIEW"), Text),
+    **dict.fromkeys(_ids("BINARY", "LARGE_BINARY", "BINARY_VIEW", "FIXED_SIZE_BINARY"), Text),
+    **dict.fromkeys(_ids("DATE32", "DATE64"), Dates),
+    pa.lib.Type_TIMESTAMP: Timestamps,
+    **dict.fromkeys(_ids("TIME32", "TIME64", "DURATION"), Spans),
+    **dict.fromkeys(_ids("DECIMAL32", "DECIMAL64", "DECIMAL128", "DECIMAL256"), Decimals),
+}

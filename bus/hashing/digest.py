@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pyarrow as pa
 
 from bus.hashing.columns import Column, Family, Nulls, bits, validity
-from bus.hashing.order import follows, is_ordered, sort_permutation
+from bus.hashing.order import follows, is_ordered, sort_permutation, taken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ CHUNK_ROWS = 65_536
 #: fit in memory, and their lengths come before their bytes.
 SPOOL_BYTES = 64 << 20
 _COPY_BYTES = 1 << 20
+_TRUE = pa.scalar(True)  # noqa: FBT003 - the value, not a flag
 
 
 class RowDigest:
@@ -44,7 +45,7 @@ class RowDigest:
         self._sort_by = sort_by
         self._temp_dir = temp_dir
         self._key_order = _key_order(names, families, sort_by)
-        self._chunks = [_ColumnChunk(temp_dir) for _ in names]
+        self._chunks = [_ColumnChunk(family, temp_dir) for family in families]
         self._chunk_rows = 0
         self._last: list[Column] | None = None
 
@@ -54,17 +55,22 @@ class RowDigest:
         if not self.in_order or not rows:
             return
         keys = self.keys(columns)
-        first = [] if self._last is None else [_row(key, 0) for key in keys]
-        if not is_ordered(keys) or (self._last is not None and not follows(self._last, first)):
+        if not is_ordered(keys) or not self._follows(keys):
             self.in_order = False
             self._chunks = []
             return
-        self._last = [_row(key, rows - 1) for key in keys]
+        self._last = keys
         self._feed(columns, rows)
 
     def keys(self, columns: Sequence[Column]) -> list[Column]:
         """The columns that rows are ordered by, most significant first."""
         return [columns[index] for index in self._key_order]
+
+    def _follows(self, keys: list[Column]) -> bool:
+        if self._last is None:
+            return True
+        last = [_row(key, len(key.array) - 1) for key in self._last]
+        return follows(last, [_row(key, 0) for key in keys])
 
     def sorted_again(self, columns: Sequence[Column]) -> RowDigest:
         """A new digest of the same kind that has taken in all these rows, sorted."""
@@ -77,8 +83,8 @@ class RowDigest:
         order = sort_permutation(keys)
         for start in range(0, self.rows, CHUNK_ROWS):
             part = order.slice(start, CHUNK_ROWS)
-            taken = [Column(column.family, column.array.take(part)) for column in columns]
-            fresh._feed(taken, len(part))  # noqa: SLF001 - its own kind
+            rows = [Column(column.family, taken(column.array, part)) for column in columns]
+            fresh._feed(rows, len(part))  # noqa: SLF001 - its own kind
         return fresh
 
     def result(self) -> str:
@@ -97,8 +103,8 @@ class RowDigest:
         while start < rows:
             count = min(rows - start, CHUNK_ROWS - self._chunk_rows)
             for column, chunk in zip(columns, self._chunks, strict=True):
-                whole = count == rows
-                chunk.add(column.family, column.array if whole else column.array.slice(start, count))
+                array = column.array
+                chunk.add(array if count == rows else array.slice(start, count))
             start += count
             self._chunk_rows += count
             if self._chunk_rows == CHUNK_ROWS:
@@ -128,64 +134,65 @@ def _row(column: Column, index: int) -> Column:
 
 
 class _ColumnChunk:
-    """One column's digest, and the parts of its unfinished chunk."""
+    """One column's digest, and the pieces of its unfinished chunk."""
 
-    def __init__(self, temp_dir: Path | None) -> None:
+    def __init__(self, family: Family, temp_dir: Path | None) -> None:
         self.digest = hashlib.sha256()
+        self._family = family
+        self._is_empty = isinstance(family, Nulls)
         self._temp_dir = temp_dir
-        self._has_nulls = False
-        self._valid: list[pa.Array] = []
-        self._fixed: list[tuple[tuple[Any, int], ...]] = []
-        self._tails: list[Any] = []
-        self._tail_bytes = 0
+        self._valid: list[tuple[int, pa.Array | None]] = []
+        self._fixed: list[tuple[Any, ...]] = []
+        self._text: list[Any] = []
+        self._text_bytes = 0
         self._spool: IO[bytes] | None = None
 
-    def add(self, family: Family, array: pa.Array) -> None:
-        """The next rows of the chunk."""
-        if isinstance(family, Nulls):
+    def add(self, array: pa.Array) -> None:
+        """The next rows of the chunk, as a canonical array."""
+        if self._is_empty:
             return
-        self._has_nulls = self._has_nulls or array.null_count > 0
-        self._valid.append(array)
-        self._fixed.append(family.fixed(array))
-        tail = family.tail(array)
-        if tail is not None:
-            self._tails.append(tail)
-            self._tail_bytes += len(tail)
-            if self._tail_bytes > SPOOL_BYTES:
-                self._spool_tails()
+        self._valid.append((len(array), validity(array) if array.null_count else None))
+        fixed, text = self._family.parts(array)
+        self._fixed.append(fixed)
+        if text is not None:
+            self._text.append(text)
+            self._text_bytes += len(text)
+            if self._text_bytes > SPOOL_BYTES:
+                self._spool_text()
 
     def finish(self) -> None:
         """Hash the chunk, and begin the next one."""
-        if not self._fixed:
+        if self._is_empty:
             return
         update = self.digest.update
-        update(b"\1" + self._bits() if self._has_nulls else b"\0")
+        update(self._header())
         for part in zip(*self._fixed, strict=True):
-            for buffer, _ in part:
+            for buffer in part:
                 update(buffer)
         if self._spool is not None:
-            self._update_from_spool()
-        for tail in self._tails:
-            update(tail)
-        self._has_nulls = False
-        self._valid, self._fixed, self._tails, self._tail_bytes = [], [], [], 0
+            self._update_from(self._spool)
+        for text in self._text:
+            update(text)
+        self._valid, self._fixed, self._text, self._text_bytes = [], [], [], 0
 
-    def _bits(self) -> bytes:
-        flags = [validity(array) for array in self._valid]
-        return bits(flags[0] if len(flags) == 1 else pa.concat_arrays(flags))
+    def _header(self) -> bytes:
+        if all(flags is None for _, flags in self._valid):
+            return b"\0"
+        flags = [pa.repeat(_TRUE, rows) if flags is None else flags for rows, flags in self._valid]
+        return b"\1" + bits(flags[0] if len(flags) == 1 else pa.concat_arrays(flags))
 
-    def _spool_tails(self) -> None:
+    def _spool_text(self) -> None:
+        if len(self._fixed) < 2:  # noqa: PLR2004 - a single batch is in memory anyway
+            return
         if self._spool is None:
             self._spool = tempfile.TemporaryFile(dir=self._temp_dir)  # noqa: SIM115 - kept open
-        for tail in self._tails:
-            self._spool.write(tail)
-        self._valid = [validity(array) for array in self._valid]  # lets the text itself go
-        self._tails, self._tail_bytes = [], 0
+        for text in self._text:
+            self._spool.write(text)
+        self._text, self._text_bytes = [], 0
 
-    def _update_from_spool(self) -> None:
-        assert self._spool is not None
-        self._spool.seek(0)
-        while block := self._spool.read(_COPY_BYTES):
+    def _update_from(self, spool: IO[bytes]) -> None:
+        spool.seek(0)
+        while block := spool.read(_COPY_BYTES):
             self.digest.update(block)
-        self._spool.close()
+        spool.close()
         self._spool = None

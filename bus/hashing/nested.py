@@ -26,6 +26,7 @@ from bus.hashing.columns import (
     I32_MAX,
     Column,
     Family,
+    Parts,
     Text,
     UnhashableType,
     data,
@@ -35,6 +36,7 @@ from bus.hashing.columns import (
     offsets,
     scalar_family,
     validity,
+    without_null,
 )
 
 if TYPE_CHECKING:
@@ -86,20 +88,17 @@ class Nested(Family):
 
     def canonical(self, array: pa.Array) -> pa.Array:
         every_row = _positions(len(array))
-        joined = _joined([*self.parts(array, every_row)], len(array))
+        joined = _joined([*self.pieces(array, every_row)], len(array))
         return pc.if_else(validity(array), joined, None) if array.null_count else joined
 
-    def fixed(self, array: pa.Array) -> tuple[tuple[object, int], ...]:
-        return self._bytes.fixed(array)
+    def parts(self, array: pa.Array) -> Parts:
+        return self._bytes.parts(array)
 
-    def tail(self, array: pa.Array) -> object:
-        return self._bytes.tail(array)
-
-    def bounds(self, array: pa.Array) -> tuple[None, None]:  # noqa: ARG002 - has no meaning
+    def bounds(self, column: Column) -> tuple[None, None]:  # noqa: ARG002 - has no meaning
         return None, None
 
-    def parts(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
-        """The parts of each run's values, one large_binary value for each run.
+    def pieces(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
+        """The bytes of each run's values, piece by piece; a piece is one large_binary a run.
 
         `runs`: int64 positions in `array`, ascending, one more than there are runs.
         """
@@ -107,18 +106,20 @@ class Nested(Family):
 
 
 def run_parts(family: Family, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
-    """The parts of each run of values: validity, then the values. See `Nested.parts`."""
+    """The bytes of each run of values: validity, then the values. See `Nested.pieces`."""
     array = decoded(array)
     yield _cut(data(validity(array).cast(_TO_U8), 1), 1, runs)
     if isinstance(family, Nested):
-        yield from family.parts(array, runs)
+        yield from family.pieces(array, runs)
         return
     canonical = family.column(array).array
-    for buffer, width in family.fixed(canonical):
+    if isinstance(family, Text) and canonical.null_count:
+        canonical = without_null(canonical)
+    fixed, text = family.parts(canonical)
+    for buffer, width in zip(fixed, family.widths, strict=True):
         yield _cut(buffer, width, runs)
-    if isinstance(family, Text):
-        compact = canonical if canonical.null_count == 0 else _coalesced(canonical)
-        yield _sliced(family.tail(compact), _take([_from_zero(offsets(compact)), runs]))
+    if text is not None:
+        yield _sliced(text, _take([_from_zero(offsets(canonical)), runs]))
 
 
 class Lists(Nested):
@@ -132,7 +133,7 @@ class Lists(Nested):
     def tag(self) -> bytes:  # type: ignore[override]
         return b"L" + self.element.tag
 
-    def parts(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
+    def pieces(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
         lengths = _lengths(array)
         yield _cut(data(_as_i32(lengths, self.type), 4), 4, runs)
         inner = _take([_running_sum(lengths), runs])
@@ -153,7 +154,7 @@ class Maps(Nested):
     def tag(self) -> bytes:  # type: ignore[override]
         return b"M" + self.key.tag + self.item.tag
 
-    def parts(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
+    def pieces(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
         array = array.cast(self._as_list)
         lengths = _lengths(array)
         yield _cut(data(_as_i32(lengths, self.type), 4), 4, runs)
@@ -183,7 +184,7 @@ class Structs(Nested):
         )
         return b"S" + len(self.names).to_bytes(4, "little") + b"".join(fields)
 
-    def parts(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
+    def pieces(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
         children = array.flatten()  # a child is NULL where its struct is
         for i in self.order:
             yield from run_parts(self.families[i], children[i], runs)
@@ -207,16 +208,11 @@ def _running_sum(lengths: pa.Array) -> pa.Array:
 
 def _positions(count: int) -> pa.Array:
     """0, 1, … count."""
-    return pa.arange(0, count + 1) if hasattr(pa, "arange") else pa.array(range(count + 1))
+    return pa.arange(0, count + 1)
 
 
 def _from_zero(positions: pa.Array) -> pa.Array:
     return pc.subtract(positions, positions[0])
-
-
-def _coalesced(array: pa.Array) -> pa.Array:
-    """Text with empty values in place of NULL, and no bytes but those of its values."""
-    return pc.coalesce(array, pa.scalar(b"").cast(array.type))
 
 
 def _cut(buffer: object, width: int, runs: pa.Array) -> pa.Array:
@@ -231,10 +227,10 @@ def _sliced(buffer: object, byte_offsets: pa.Array) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), count, [None, where, pa.py_buffer(buffer)])
 
 
-def _joined(parts: list[pa.Array], count: int) -> pa.Array:
-    """The parts of each row, one behind the other."""
-    if not parts:
+def _joined(pieces: list[pa.Array], count: int) -> pa.Array:
+    """The pieces of each row, one behind the other."""
+    if not pieces:
         return pa.repeat(_EMPTY, count)
-    while len(parts) > 1:
-        parts = [_join([*parts[:_JOIN_AT_ONCE], _EMPTY]), *parts[_JOIN_AT_ONCE:]]
-    return parts[0]
+    while len(pieces) > 1:
+        pieces = [_join([*pieces[:_JOIN_AT_ONCE], _EMPTY]), *pieces[_JOIN_AT_ONCE:]]
+    return pieces[0]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from bus.hashing.columns import Column, kernel, ordered_bits, validity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 _and = kernel("and")
 _array_sort = kernel("array_sort_indices")
@@ -29,14 +29,22 @@ _nonzero = kernel("indices_nonzero")
 _or = kernel("or")
 _shift_left = kernel("shift_left")
 _shift_right = kernel("shift_right")
+_coalesce = kernel("coalesce")
+_add = kernel("add")
+_index_in = kernel("index_in")
+_min_max = kernel("min_max")
+_filter = kernel("filter")
 _subtract = kernel("subtract")
+_take = kernel("take")
 
 _TO_I64 = pc.CastOptions.unsafe(pa.int64())
+_UNCHECKED = pc.TakeOptions(boundscheck=False)
 _FALSE = pa.array([False])
+_ZERO, _ONE = pa.scalar(0, pa.int64()), pa.scalar(1, pa.int64())
 #: Below this many rows Arrow's own sort of all keys is as fast as anything.
 _FEW_ROWS = 1024
-#: Arrow sorts integers of a range below 2^16 by counting, several times faster than by comparing.
-_DIGIT_BITS = 16
+#: Arrow sorts integers of a range up to 2^12 by counting, ten times faster than by comparing.
+_DIGIT_BITS = 12
 #: Codes are kept below 2^62, so that arithmetic on them cannot overflow.
 _CODE_BITS = 62
 #: More distinct texts than this share of a sample: ranking them costs more than it saves.
@@ -54,7 +62,7 @@ def is_ordered(keys: Sequence[Column]) -> bool:
         if tied is None:
             above, below = key.slice(0, rows - 1), key.slice(1)
         else:
-            above, below = key.take(tied), key.take(_next(tied))
+            above, below = taken(key, tied), taken(key, _next(tied))
         disorder, ties = _compared(above, below)
         if disorder:
             return False
@@ -76,6 +84,11 @@ def joined(*columns: Column) -> Column:
         return columns[0]
     array = pa.concat_arrays([column.array for column in columns])
     return Column(columns[0].family, array, sum(column.nans for column in columns))
+
+
+def taken(array: pa.Array, positions: pa.Array) -> pa.Array:
+    """The rows at positions known to be inside the array; 5 us less than `Array.take`."""
+    return _take([array, positions], _UNCHECKED)
 
 
 def _next(positions: pa.Array) -> pa.Array:
@@ -114,13 +127,13 @@ def sort_permutation(keys: Sequence[Column]) -> pa.Array:
     order = _sorted_by_digits(prefix.codes, prefix.bits)
     if prefix.is_complete:
         return order
-    ties = _neighbours_tied(prefix.codes.take(order))
+    ties = _neighbours_tied(taken(prefix.codes, order))
     if ties is None:
         return order
     tied_rows = order.filter(ties)
-    subset = [Column(key.family, key.array.take(tied_rows), key.nans) for key in keys]
-    refined = _sorted_by_all(subset, first=prefix.codes.take(tied_rows))
-    return pc.replace_with_mask(order, ties, tied_rows.take(refined))
+    subset = [Column(key.family, taken(key.array, tied_rows), key.nans) for key in keys]
+    refined = _sorted_by_all(subset, first=taken(prefix.codes, tied_rows))
+    return pc.replace_with_mask(order, ties, taken(tied_rows, refined))
 
 
 def _sorted_by_all(keys: Sequence[Column], first: pa.Array | None = None) -> pa.Array:
@@ -143,12 +156,12 @@ def _sorted_by_digits(codes: pa.Array, bits: int) -> pa.Array:
     mask = pa.scalar((1 << width) - 1, pa.int64())
     order: Any = None
     for number in range(passes):
-        digits = codes if order is None else codes.take(order)
+        digits = codes if order is None else taken(codes, order)
         if passes > 1:
             shift = pa.scalar(number * width, pa.int64())
             digits = _bit_and([_shift_right([digits, shift]), mask])
         step = _array_sort([digits])
-        order = step if order is None else order.take(step)
+        order = step if order is None else taken(order, step)
     return order
 
 
@@ -171,14 +184,17 @@ class _Prefix:
     def __init__(self, keys: Sequence[Column], rows: int) -> None:
         self.codes: Any = None
         self.bits = 0
-        wanted = 2 * _DIGIT_BITS if rows < 1 << 20 else 3 * _DIGIT_BITS
-        self.is_complete = self._add_all(keys, wanted)
+        # With twice as many bits as number the rows, few rows tie by chance. One pass more is
+        # cheaper than ties; a first key of many bits gets along without it.
+        self._least = 2 * rows.bit_length() // _DIGIT_BITS * _DIGIT_BITS
+        self.is_complete = self._add_all(keys)
 
-    def _add_all(self, keys: Sequence[Column], wanted: int) -> bool:
+    def _add_all(self, keys: Sequence[Column]) -> bool:
         for key in keys:
-            found = None if self.bits >= wanted else _codes(key)
+            found = None if self.bits > self._least * 3 // 4 else _codes(key)
             if found is None:
                 return False
+            wanted = self._least if self.codes is None else self._least + _DIGIT_BITS
             if not self._add(*found, wanted - self.bits):
                 return False
         return True
@@ -209,8 +225,7 @@ def _codes(column: Column) -> tuple[pa.Array, int, bool] | None:
         return None
     codes, span, is_exact = ranked
     if column.array.null_count:
-        one = pa.scalar(1, pa.int64())
-        codes = pc.coalesce(pc.add(codes, one), pa.scalar(0, pa.int64()))
+        codes = _coalesce([_add([codes, _ONE]), _ZERO])
         span += 1
     return codes, span.bit_length(), is_exact
 
@@ -229,7 +244,8 @@ def _integers(column: Column) -> tuple[pa.Array, int, bool]:
         values, is_exact = _cast([values], _TO_I64), False
     else:
         values, is_exact = _cast([values], _TO_I64), True
-    least, greatest = (bound or 0 for bound in _int_bounds(values))
+    found = _min_max([values])
+    least, greatest = found[0].as_py() or 0, found[1].as_py() or 0
     excess = max(0, (greatest - least).bit_length() - _CODE_BITS)
     if excess:
         values = _shift_right([values, pa.scalar(excess, pa.int64())])
@@ -238,19 +254,16 @@ def _integers(column: Column) -> tuple[pa.Array, int, bool]:
     return codes, greatest - least, is_exact
 
 
-def _int_bounds(values: pa.Array) -> Iterator[int | None]:
-    found = pc.min_max(values)
-    return iter((found[0].as_py(), found[1].as_py()))
-
-
 def _ranks(column: Column) -> tuple[pa.Array, int, bool] | None:
     """(codes, greatest code, exact) of texts of few distinct values, by rank."""
-    sample = column.array.slice(0, _SAMPLE)
-    if pc.count_distinct(sample).as_py() > _SAMPLE_DISTINCT:
+    array = column.array
+    distinct = array.slice(0, _SAMPLE).unique().drop_null()
+    if len(distinct) > _SAMPLE_DISTINCT:
         return None
-    encoded = column.array.dictionary_encode()
-    if not len(encoded.dictionary):
-        return _cast([encoded.indices], _TO_I64), 0, True
-    rank = _array_sort([_array_sort([encoded.dictionary])])
-    codes = _cast([rank], _TO_I64).take(encoded.indices)
-    return codes, len(encoded.dictionary) - 1, True
+    distinct = taken(distinct, _array_sort([distinct]))
+    ranks = _index_in([array], pc.SetLookupOptions(value_set=distinct))
+    if ranks.null_count > array.null_count:  # the sample did not show every value
+        encoded = array.dictionary_encode()
+        distinct = encoded.dictionary
+        ranks = taken(_array_sort([_array_sort([distinct])]), encoded.indices)
+    return _cast([ranks], _TO_I64), max(0, len(distinct) - 1), True

@@ -1,0 +1,304 @@
+"""Bus: what producers and readers use. Submit tables, wait for receipts, query the catalog.
+
+A producer needs no broker: `submit` returns when the job lies in the inbox, durably. The bell that
+follows costs at most a fifth of a second and may fail; the sweep rings again. What became of a job
+is read from its directory; Redis only makes waiting fast.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from bus.broker import Broker
+from bus.errors import Code, NotFound, Problem, Rejected, Unavailable, WaitTimeout
+from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
+from bus.model import CommitMarker, JobState, Receipt, RejectReason
+from bus.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from bus.staging import Staging
+
+#: Run ids made up for a job_id: the same job, submitted again, belongs to the same run.
+_RUN_OF_JOB = uuid.UUID("5d6b6f0e-5d1c-4a57-9c0a-6f1f3f6b8f11")
+#: Looking at files for an answer: how soon again at first, and at the latest.
+_FIRST_LOOK_S = 0.01
+_LAST_LOOK_S = 0.5
+_FOREVER_S = 3600.0
+_PENDING = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
+_DONE = (JobState.COMMITTED, JobState.REJECTED)
+_ANSWERS = {JobState.COMMITTED: RECEIPT, JobState.REJECTED: REJECT_REASON}
+
+
+def connect(root: str | Path | None = None) -> Bus:
+    """The bus of the lake at `root`; default: `BUS_LAKE`, bus.toml, or the bus started last."""
+    return Bus(Settings.load(root))
+
+
+class Bus:
+    """One lake, seen by a program outside. Threads and forked children may share it.
+
+    `ring` tells the bus to look at a job, when not by the notify list; it must never raise.
+    """
+
+    def __init__(self, settings: Settings, ring: Callable[[str], object] | None = None) -> None:
+        self.settings = settings
+        self.lake = Lake(settings.lake, settings.public_lake)
+        self.broker = Broker(settings)
+        self._ring = ring or self.broker.ring
+
+    @cached_property
+    def run_id(self) -> str:
+        """The run that jobs belong to when none is named: this object's."""
+        return str(uuid.uuid4())
+
+    # ── submitting ────────────────────────────────────────────────────────────────────────────
+
+    def submit(  # noqa: PLR0913 - the fields of a job, by name
+        self,
+        data: Any,
+        *,
+        kind: str,
+        producer: str,
+        run_id: str | None = None,
+        name: str | None = None,
+        logical_key: str | None = None,
+        schema_version: int = 1,
+        schema_hint: str | None = None,
+        rows: int | None = None,
+        inputs: Sequence[str] | str | None = None,
+        tags: Mapping[str, str | Sequence[str]] | None = None,
+        supersedes: Sequence[str] | str = (),
+        meta: dict[str, Any] | None = None,
+        job_id: str | None = None,
+    ) -> Job:
+        """Hand in one table as a job of its own; durable on return.
+
+        `data` is a pyarrow, pandas or polars table, anything else with ``__arrow_c_stream__``, a
+        list of dicts, or the path of a Parquet file. `name` is the artifact's name in its run
+        (default: the kind); `logical_key` says what it is about; `inputs` are the artifacts it was
+        made from (``[]`` must be said for derived kinds). The same `job_id` again is the same job.
+
+        Raises `Refused` (bad field, no table) and `JobConflict` (that job_id waits with other
+        content). A bus that is not running is no error: the job waits in the inbox.
+        """
+        with self.job(kind=kind, producer=producer, run_id=run_id, job_id=job_id, meta=meta) as job:
+            job.add(
+                data,
+                name=name,
+                logical_key=logical_key,
+                schema_version=schema_version,
+                schema_hint=schema_hint,
+                rows=rows,
+                inputs=_listed(inputs),
+                tags=_values(tags),
+                supersedes=_listed(supersedes) or None,
+            )
+        return job.job
+
+    @contextmanager
+    def job(
+        self,
+        *,
+        kind: str,
+        producer: str,
+        run_id: str | None = None,
+        job_id: str | None = None,
+        meta: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Iterator[Draft]:
+        """A job of several artifacts: ``with bus.job(…) as job: job.add(table, name="trades")``.
+
+        Leaving the block submits it, an exception discards it. `fields` are those of
+        `bus.model.JobManifest` (``after=``, ``mutations=`` …). Raises as `submit` does.
+        """
+        from bus.staging import Staging  # noqa: PLC0415 - brings pyarrow, which waiting needs not
+
+        run = run_id or (str(uuid.uuid5(_RUN_OF_JOB, job_id)) if job_id else self.run_id)
+        with Staging(self.lake, run, producer, kind, job_id or "") as staging:
+            draft = Draft(staging)
+            yield draft
+            staged = staging.submit(meta=meta, **fields)
+        draft.submitted = Job(self, staged.job_id, staged.submission_id)
+        self._ring(staged.job_id)
+
+    # ── answers ───────────────────────────────────────────────────────────────────────────────
+
+    def find_job(self, job_id: str) -> Job:
+        """The newest submission of that id. Raises `NotFound` (E511)."""
+        state = self.lake.state_of(job_id)
+        if state is JobState.UNKNOWN:
+            raise NotFound(f"no job {job_id[:160]!r} in this lake", where="job_id")
+        return Job(self, job_id, submission_of(self.lake, job_id))
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> Receipt:
+        """The receipt of the newest submission of `job_id`; raises as `Job.wait` does."""
+        return self.find_job(job_id).wait(timeout_s)
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────
+
+    def query(self, sql: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """One SELECT over the published catalog (`catalog.*`, `canon.*`): a dict for each row.
+
+        Raises `Refused` (E510) for anything but reading, `Unavailable` (E508) without a catalog.
+        """
+        from bus.catalog import select  # noqa: PLC0415 - brings duckdb, which producers need not
+
+        columns, rows = select(self.lake, self.settings, sql, limit)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+class Draft:
+    """A job being built: add artifacts to it; `job` is what it became."""
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
+        self.job_id = staging.job_id
+        self.submitted: Job | None = None
+
+    def add(self, data: Any, *, name: str | None = None, **fields: Any) -> None:
+        """Add one artifact; `fields` are those of `bus.model.ArtifactEntry`."""
+        self._staging.add(data, name=name, **fields)
+
+    @property
+    def job(self) -> Job:
+        """The submitted job; after the block only."""
+        if self.submitted is None:
+            raise RuntimeError("the job is submitted when its block ends")
+        return self.submitted
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A submission. `submission_id` None stands for whichever came last under that id."""
+
+    bus: Bus
+    job_id: str
+    submission_id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The job_id, under the name that Celery's results use."""
+        return self.job_id
+
+    @property
+    def status(self) -> JobState:
+        """Where the job is now."""
+        return self.bus.lake.state_of(self.job_id)
+
+    def get(self, timeout: float | None = None) -> Receipt:
+        """`wait` under the name that Celery's results use."""
+        return self.wait(timeout)
+
+    def wait(self, timeout_s: float | None = None) -> Receipt:
+        """Block until the bus has answered.
+
+        Raises `Rejected` with every problem, `WaitTimeout` (E506; the job is safe) when
+        `timeout_s` passed without an answer.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = _FIRST_LOOK_S
+        while (answer := self.answer()) is None:
+            left_s = _FOREVER_S if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
+                message = f"job {self.job_id} is {self.status} after {timeout_s:g} s"
+                raise WaitTimeout(message, where=self.job_id)
+            try:
+                heard = self.bus.broker.await_answer(self.job_id, left_s)
+            except Unavailable:
+                pass  # nobody will tell us: look again after a pause
+            else:
+                if heard is None:
+                    continue
+                if (answer := self._mine(heard)) is not None:
+                    break
+            time.sleep(min(left_s, pause_s))
+            pause_s = min(2 * pause_s, _LAST_LOOK_S)
+        return _receipt_or_raise(answer)
+
+    def answer(self) -> Receipt | RejectReason | None:
+        """What lies in the job's directory: the answer to this submission, or None so far."""
+        lake = self.bus.lake
+        if self.submission_id is None and lake.state_of(self.job_id) in _PENDING:
+            return None
+        newest: Receipt | RejectReason | None = None
+        for state in _DONE:
+            for directory in lake.submissions(state, self.job_id):
+                found = _read_answer(directory / _ANSWERS[state])
+                if found is None:
+                    continue
+                if self.submission_id is not None:
+                    if self._is_mine(found, directory):
+                        return found
+                elif newest is None or found.seq >= newest.seq:
+                    newest = found
+        return newest
+
+    def _is_mine(self, found: Receipt | RejectReason, directory: Path) -> bool:
+        if found.submission_id == self.submission_id:
+            return True
+        # An equal job that came later carries the first one's receipt, beside its own verdict.
+        try:
+            verdict = json.loads((directory / VERDICT).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return bool(verdict.get("submission_id") == self.submission_id)
+
+    def _mine(self, heard: bytes) -> Receipt | RejectReason | None:
+        """What was announced, if it answers this submission and not an earlier one of that id."""
+        found = _parse_answer(heard)
+        if self.submission_id is None or found is None:
+            return self.answer()
+        return found if found.submission_id == self.submission_id else None
+
+
+def _listed(value: Sequence[str] | str | None) -> list[str] | None:
+    return value if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _values(tags: Mapping[str, str | Sequence[str]] | None) -> dict[str, list[str]] | None:
+    return None if tags is None else {k: _listed(v) or [] for k, v in tags.items()}
+
+
+def submission_of(lake: Lake, job_id: str) -> str | None:
+    """The submission that lies in the inbox, in work or in ready, when our own client wrote it."""
+    for state in _PENDING:
+        try:
+            data = (lake.state_dir(state) / job_id / COMMIT).read_bytes()
+            return CommitMarker.from_bytes(data).submission_id
+        except (OSError, ValidationError):
+            continue
+    return None
+
+
+def _read_answer(path: Path) -> Receipt | RejectReason | None:
+    try:
+        return _parse_answer(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _parse_answer(document: bytes) -> Receipt | RejectReason | None:
+    for model in (Receipt, RejectReason):
+        try:
+            return model.from_bytes(document)
+        except ValidationError:
+            continue
+    return None
+
+
+def _receipt_or_raise(answer: Receipt | RejectReason) -> Receipt:
+    if isinstance(answer, Receipt):
+        return answer
+    problems = [Problem(Code(p.code), p.where, p.message, p.hint) for p in answer.problems]
+    raise Rejected.of(problems)
