@@ -62,9 +62,6 @@ class Lap:
         return self.load
 
 
-Side = "Callable[[Lap], None]"
-
-
 @dataclass(frozen=True, slots=True)
 class Rounds:
     """Laps of the rounds that count, by side, and what is to be said about the others."""
@@ -81,9 +78,9 @@ class Rounds:
         """Median CPU seconds of a side."""
         return median(lap[side].cpu_s for lap in self.laps)
 
-    def ratio(self, limit: str, ours: str) -> float:
-        """Median over the rounds of the limit's time divided by ours: 1 is as fast as can be."""
-        return median(lap[limit].wall_s / lap[ours].wall_s for lap in self.laps)
+    def ratio(self, over: str, under: str) -> float:
+        """Median over the rounds of one side's time divided by another's in the same round."""
+        return median(lap[over].wall_s / lap[under].wall_s for lap in self.laps)
 
     def noted(self, side: str, what: str) -> list[Any]:
         """What a side noted, for each round that counts."""

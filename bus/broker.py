@@ -526,9 +526,9 @@ class Notifications:
     def settle(self, entries: Iterable[bytes], bad: Iterable[tuple[bytes, str]] = ()) -> None:
         """The entries are dealt with; `bad` ones (with the reason) are kept for a look."""
         keys = self._keys
-        commands: list[tuple[Any, ...]] = []
-        for entry in entries:
-            commands.append(("LREM", keys.processing, -1, entry))
+        commands: list[tuple[Any, ...]] = [
+            ("LREM", keys.processing, -1, entry) for entry in entries
+        ]
         for entry, reason in bad:
             shown = entry[:_SHOWN_BYTES].decode(errors="backslashreplace")
             kept = {"reason": reason, "entry": shown, "size_bytes": len(entry)}

@@ -309,6 +309,10 @@ class Lock:
         here = os.fstat(self._fd)
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
+    def fileno(self) -> int:
+        """The descriptor: whoever inherits it holds the lock too."""
+        return self._fd
+
     def read(self) -> bytes:
         """What the lock file holds."""
         return os.pread(self._fd, 1 << 16, 0)

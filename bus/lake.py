@@ -66,7 +66,9 @@ class Lake:
         self.claims = self.bus / "claims"
         self.run = self.bus / "run"  # locks, logs and data of processes
         self.logs = self.run / "logs"
-        self.redis_data = self.run / "redis"  # the bundled Valkey: its settings and its AOF
+        self.redis_data = self.run / "redis"  # the bundled Valkey: its append-only files …
+        self.redis_config = self.redis_data / "valkey.conf"  # … its settings, with the password …
+        self.redis_lock = self.redis_data / "lock"  # … held while a server lives
         self.up_lock = self.run / "up.lock"  # held by `bus up`; holds its pid
         self.seat_lock = self.run / "writer-seat.lock"  # held by whoever reads the writer's queue
         self.endpoint = self.bus / "endpoint.json"
@@ -298,6 +300,10 @@ class Lake:
     def claim_path(self, job_id: str) -> Path:
         """Lock file and attempt record of a job being validated."""
         return self.claims / job_id
+
+    def log_path(self, process: str) -> Path:
+        """`run/logs/<process>.log`: what a process started by `bus up` says."""
+        return self.logs / f"{process}.log"
 
     @property
     def writer_lock(self) -> Path:

@@ -105,7 +105,7 @@ def file_hash(file: int | str | os.PathLike[str]) -> str:
 _BLOCK_BYTES = 1 << 18
 
 
-class OutOfOrder(Exception):  # noqa: N818 - names the finding
+class OutOfOrder(Exception):
     """The rows are not in canonical order and too many to sort in memory: see `out_of_core`."""
 
 
@@ -147,6 +147,7 @@ class ContentHasher:
     Rows that arrive in canonical order are hashed as they come, in bounded memory. Otherwise all
     rows are kept, up to `sort_limit_bytes`, and `result` sorts them; beyond that it raises
     `OutOfOrder` and the caller reads the rows again through `out_of_core.content_hash`.
+    `temp_dir` takes the text of a chunk whose rows are very long (default: the system's).
 
     Raises `ValueError` if the schema lacks a column of the plan, `UnhashableType` (already here,
     as far as types tell) and, from `update`, `LossyCast`.
@@ -158,6 +159,7 @@ class ContentHasher:
         plan: HashPlan | None = None,
         *,
         sort_limit_bytes: int = SORT_LIMIT_BYTES,
+        temp_dir: Path | None = None,
     ) -> None:
         plan = plan or HashPlan.for_schema(schema)
         self._columns = [
@@ -165,11 +167,9 @@ class ContentHasher:
             for name in sorted(plan.columns, key=str.encode)
         ]
         self._floats = [planned for planned in self._columns if planned.is_plain_float]
-        self._digest = RowDigest(
-            [column.name for column in self._columns],
-            [column.family for column in self._columns],
-            plan.sort_by,
-        )
+        self._sort_by = plan.sort_by
+        self._temp_dir = temp_dir
+        self._digest = self.empty_digest(temp_dir)
         self._kept: list[list[Column]] | None = []
         self._kept_bytes = 0
         self._sort_limit_bytes = sort_limit_bytes
@@ -184,13 +184,21 @@ class ContentHasher:
         """Rows seen so far."""
         return self._digest.rows
 
+    def empty_digest(self, temp_dir: Path | None) -> RowDigest:
+        """A digest of these columns that has seen no row yet."""
+        names = [planned.name for planned in self._columns]
+        families = [planned.family for planned in self._columns]
+        return RowDigest(names, families, self._sort_by, temp_dir)
+
     def update(self, batch: pa.RecordBatch) -> dict[str, Column]:
         """Take in the next rows; what they were reduced to, by name, for whoever can use it."""
         columns = self.canonical(batch)
         if self._kept is not None:
             self._keep(columns)
         self._digest.update(columns, batch.num_rows)
-        return {planned.name: column for planned, column in zip(self._columns, columns, strict=True)}
+        return {
+            planned.name: column for planned, column in zip(self._columns, columns, strict=True)
+        }
 
     def _keep(self, columns: list[Column]) -> None:
         assert self._kept is not None
@@ -220,7 +228,9 @@ class ContentHasher:
         if self._kept is None:
             raise OutOfOrder(f"more than {self._sort_limit_bytes} bytes out of order")
         kept, self._kept = self._kept, None
-        return self._digest.sorted_again(_concatenated(kept)).result()
+        digest = self.empty_digest(self._temp_dir)
+        digest.update_sorted(_concatenated(kept))
+        return digest.result()
 
 
 class _Planned:

@@ -6,22 +6,20 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from bus.hashing.columns import UnhashableType, decoded, decoded_type
+from bus.hashing.columns import BINARY_IDS, TEXT_IDS, UnhashableType, decoded, decoded_type
 from bus.hashing.nested import family_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class LossyCast(Exception):  # noqa: N818 - names the finding
+class LossyCast(Exception):
     """Values of a column that the contract's type cannot hold.
 
     `column` is its name, `source` and `target` the Arrow types, `detail` says what was lost.
     """
 
-    def __init__(
-        self, column: str, source: pa.DataType, target: pa.DataType, detail: str
-    ) -> None:
+    def __init__(self, column: str, source: pa.DataType, target: pa.DataType, detail: str) -> None:
         super().__init__(f"column {column!r}: {source} does not fit {target}: {detail}")
         self.column = column
         self.source = source
@@ -35,13 +33,13 @@ def needs_cast(source: pa.DataType, target: pa.DataType) -> bool:
     if source == target or (_is_text(source) and _is_text(target)):
         return False
     if _is_bytes(source) and _is_bytes(target):
-        return target.id == pa.binary(1).id
+        return bool(pa.types.is_fixed_size_binary(target))
     if pa.types.is_float64(target) and pa.types.is_floating(source):
         return False
-    return not (
-        _same(pa.types.is_signed_integer, source, target)
-        and source.bit_width <= target.bit_width
+    is_wider = _same(pa.types.is_signed_integer, source, target) and (
+        source.bit_width <= target.bit_width
     )
+    return not is_wider
 
 
 def cast(array: pa.Array, target: pa.DataType, column: str) -> pa.Array:
@@ -78,24 +76,13 @@ def _survives(array: pa.Array, result: pa.Array) -> bool:
     return bool(before.equals(after))
 
 
-def _same(
-    is_of: Callable[[pa.DataType], bool], source: pa.DataType, target: pa.DataType
-) -> bool:
-    return is_of(source) and is_of(target)
+def _same(is_of: Callable[[pa.DataType], bool], source: pa.DataType, target: pa.DataType) -> bool:
+    return bool(is_of(source) and is_of(target))
 
 
 def _is_text(type_: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(type_)
-        or pa.types.is_large_string(type_)
-        or pa.types.is_string_view(type_)
-    )
+    return type_.id in TEXT_IDS
 
 
 def _is_bytes(type_: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(type_)
-        or pa.types.is_large_binary(type_)
-        or pa.types.is_binary_view(type_)
-        or pa.types.is_fixed_size_binary(type_)
-    )
+    return type_.id in BINARY_IDS

@@ -79,7 +79,7 @@ _ZERO: dict[pa.DataType, pa.Scalar] = {
 _FALSE = pa.scalar(False)  # noqa: FBT003 - the value, not a flag
 
 
-class UnhashableType(Exception):  # noqa: N818 - names the finding, like KeyError's cousins here
+class UnhashableType(Exception):
     """A column whose type or values the content hash does not define; hash the file instead.
 
     `column` is the column's name ("" while it is not known yet), `type` the Arrow type.
@@ -297,7 +297,7 @@ class Text(Family):
 
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_
-        self.tag = b"s" if type_.id in _TEXT_IDS else b"x"
+        self.tag = b"s" if type_.id in TEXT_IDS else b"x"
         self.target: pa.DataType | None = None
         if type_.id in {pa.lib.Type_STRING_VIEW, pa.lib.Type_BINARY_VIEW}:
             self.target = pa.large_string() if self.tag == b"s" else pa.large_binary()
@@ -530,16 +530,16 @@ def _ids(*names: str) -> list[int]:
     return [getattr(pa.lib, f"Type_{name}") for name in names]
 
 
-_TEXT_IDS = frozenset(_ids("STRING", "LARGE_STRING", "STRING_VIEW"))
 _BOOLS, _FLOATS, _NULLS = Bools(), Floats(), Nulls()  # they learn nothing: one does for all
+TEXT_IDS = frozenset(_ids("STRING", "LARGE_STRING", "STRING_VIEW"))
+BINARY_IDS = frozenset(_ids("BINARY", "LARGE_BINARY", "BINARY_VIEW", "FIXED_SIZE_BINARY"))
 _SCALARS: dict[int, Callable[[pa.DataType], Family]] = {
     pa.lib.Type_BOOL: lambda _: _BOOLS,
     pa.lib.Type_NA: lambda _: _NULLS,
     **dict.fromkeys(_ids("INT8", "INT16", "INT32", "INT64"), Integers),
     **dict.fromkeys(_ids("UINT8", "UINT16", "UINT32", "UINT64"), Integers),
     **dict.fromkeys(_ids("HALF_FLOAT", "FLOAT", "DOUBLE"), lambda _: _FLOATS),
-    **dict.fromkeys(_ids("STRING", "LARGE_STRING", "STRING_VIEW"), Text),
-    **dict.fromkeys(_ids("BINARY", "LARGE_BINARY", "BINARY_VIEW", "FIXED_SIZE_BINARY"), Text),
+    **dict.fromkeys(TEXT_IDS | BINARY_IDS, Text),
     **dict.fromkeys(_ids("DATE32", "DATE64"), Dates),
     pa.lib.Type_TIMESTAMP: Timestamps,
     **dict.fromkeys(_ids("TIME32", "TIME64", "DURATION"), Spans),

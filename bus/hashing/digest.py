@@ -27,8 +27,10 @@ _TRUE = pa.scalar(True)  # noqa: FBT003 - the value, not a flag
 class RowDigest:
     """The content hash of canonical columns that arrive in canonical order, batch by batch.
 
-    in_order  False once a row came too early; what comes later is only counted
-    rows      rows seen
+    in_order   False once a row came too early; what comes later is only counted
+    rows       rows seen
+    families   of the columns, which are in name order
+    key_order  positions of the columns that order rows, most significant first
     """
 
     def __init__(
@@ -41,10 +43,8 @@ class RowDigest:
         self.in_order = True
         self.rows = 0
         self._names = names
-        self._families = families
-        self._sort_by = sort_by
-        self._temp_dir = temp_dir
-        self._key_order = _key_order(names, families, sort_by)
+        self.families = families
+        self.key_order = _key_order(names, families, sort_by)
         self._chunks = [_ColumnChunk(family, temp_dir) for family in families]
         self._chunk_rows = 0
         self._last: list[Column] | None = None
@@ -64,7 +64,7 @@ class RowDigest:
 
     def keys(self, columns: Sequence[Column]) -> list[Column]:
         """The columns that rows are ordered by, most significant first."""
-        return [columns[index] for index in self._key_order]
+        return [columns[index] for index in self.key_order]
 
     def _follows(self, keys: list[Column]) -> bool:
         if self._last is None:
@@ -72,27 +72,21 @@ class RowDigest:
         last = [_row(key, len(key.array) - 1) for key in self._last]
         return follows(last, [_row(key, 0) for key in keys])
 
-    def sorted_again(self, columns: Sequence[Column]) -> RowDigest:
-        """A new digest of the same kind that has taken in all these rows, sorted."""
-        fresh = RowDigest(self._names, self._families, self._sort_by, self._temp_dir)
-        fresh.rows = self.rows
-        keys = fresh.keys(columns)
-        if not keys or not self.rows:
-            fresh._feed(columns, self.rows)  # noqa: SLF001 - its own kind
-            return fresh
-        order = sort_permutation(keys)
+    def update_sorted(self, columns: Sequence[Column]) -> None:
+        """Take in all rows at once, in whatever order; only in place of `update`."""
+        order = sort_permutation(self.keys(columns))
+        self.rows = len(order)
         for start in range(0, self.rows, CHUNK_ROWS):
             part = order.slice(start, CHUNK_ROWS)
             rows = [Column(column.family, taken(column.array, part)) for column in columns]
-            fresh._feed(rows, len(part))  # noqa: SLF001 - its own kind
-        return fresh
+            self._feed(rows, len(part))
 
     def result(self) -> str:
         """``ch1:`` + hex. Call it once, at the end."""
         if self._chunk_rows:
             self._finish_chunk()
         whole = hashlib.sha256(b"CH1\n" + self.rows.to_bytes(8, "little"))
-        for name, family, chunk in zip(self._names, self._families, self._chunks, strict=True):
+        for name, family, chunk in zip(self._names, self.families, self._chunks, strict=True):
             encoded = name.encode()
             whole.update(len(encoded).to_bytes(4, "little") + encoded + family.tag)
             whole.update(chunk.digest.digest())

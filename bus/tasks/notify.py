@@ -66,9 +66,10 @@ def job_id_of(entry: bytes) -> str:
             document = strict_json.loads(text.encode(), where="notification")
         except strict_json.StrictJsonError as error:
             raise BadEntryError(f"not strict JSON: {error}") from None
-        text = document.get("job_id")
-    if not isinstance(text, str) or not _ID.fullmatch(text):
-        raise BadEntryError(f"{text!r:.160} is not a job id")
+        named = document.get("job_id")
+        text = named if isinstance(named, str) else repr(named)
+    if not _ID.fullmatch(text):
+        raise BadEntryError(f"{text[:160]!r} is not a job id")
     return text
 
 
@@ -165,7 +166,7 @@ class Pump:
         """Ring for every job that waits without anyone at it, wherever its bell was lost."""
         from bus.intake import clean, due  # noqa: PLC0415 - the pump moves bells before that loads
 
-        found = due(here.lake(), self._settings)
+        found = due(here.lake())
         if found.ingest:
             log.info("swept", jobs=len(found.ingest), first=found.ingest[0])
             self._ring_ingest(found.ingest)

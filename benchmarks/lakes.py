@@ -1,0 +1,142 @@
+"""Lakes in a known state: grown ones with many artifacts, and jobs staged beside a running bus.
+
+A grown lake has a real journal and real (small) objects, so that every view can be made from it and
+every path can be read. Many artifacts share an object, as empty slices of many tokens do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks import inputs
+from bus import disk
+from bus.hashing import content_hash, file_hash
+from bus.journal import GENESIS, Journal
+from bus.lake import Lake
+from bus.model import ArtifactRecord, CommitRecord, JobRecord, Outcome, artifact_id_of
+from bus.settings import Settings
+from bus.specs import Registry
+from bus.staging import Staging
+from bus.writer import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+KIND_OF_OLD = "bench_old"
+_OBJECTS = 64
+_OBJECT_ROWS = 20
+_JOBS_A_COMMIT = 500
+_ARTIFACTS_A_RUN = 50
+_THEN = "2026-01-08T05:12:33.000000Z"
+
+
+def new_lake(root: Path) -> Lake:
+    """An empty lake."""
+    lake = Lake(root)
+    lake.create()
+    return lake
+
+
+def grown_lake(root: Path, artifacts: int) -> Lake:
+    """A lake whose journal holds that many artifacts, each by a job of its own; no views yet."""
+    lake = new_lake(root)
+    objects = [_an_object(lake, number) for number in range(_OBJECTS)]
+    journal = Journal(lake)
+    prev = GENESIS
+    for seq, first in enumerate(range(0, artifacts, _JOBS_A_COMMIT), start=1):
+        numbers = range(first, min(first + _JOBS_A_COMMIT, artifacts))
+        jobs = [_job(number, objects[number % _OBJECTS]) for number in numbers]
+        record = CommitRecord(seq=seq, prev=prev, committed_at_utc=_THEN, writer="bench", jobs=jobs)
+        prev = journal.append(record).sha256
+    return lake
+
+
+def catalogue(lake: Lake) -> None:
+    """Make every view but the run trees, which count as made: nothing is left to do in the idle."""
+    settings = Settings.load(lake.root)
+    with Writer.open(lake, settings, Registry.load(settings)) as writer:
+        writer.rebuild(trees=False)
+
+
+def _an_object(lake: Lake, number: int) -> dict[str, object]:
+    """A real object in the store, and the facts about it that every artifact over it shares."""
+    table = inputs.mixed(1_000_000 + number, _OBJECT_ROWS)
+    path = inputs.write(table, lake.objects / f".{number}.tmp")
+    hashed = file_hash(path)
+    target = lake.object_path(hashed.removeprefix("sha256:"))
+    target.parent.mkdir(exist_ok=True)
+    disk.move(path, target)
+    columns = [{"name": field.name, "type": str(field.type)} for field in table.schema]
+    stats = [{"name": field.name, "nulls": 0, "min": "0", "max": "999999"} for field in table.schema]
+    return {
+        "file_hash": hashed,
+        "content_hash": content_hash(table),
+        "size_bytes": target.stat().st_size,
+        "rows": table.num_rows,
+        "columns": columns,
+        "column_stats": stats,
+    }
+
+
+def _job(number: int, facts: dict[str, object]) -> JobRecord:
+    key = f"token={number}/res=1m"
+    artifact = ArtifactRecord.model_validate(
+        {
+            "name": f"table-{number}",
+            "artifact_id": artifact_id_of(KIND_OF_OLD, 1, key, str(facts["content_hash"])),
+            "decision": "created",
+            "kind": KIND_OF_OLD,
+            "schema_version": 1,
+            "logical_key": key,
+            "tags": {"token": [str(number)]},
+        }
+        | facts
+    )
+    return JobRecord(
+        job_id=f"old-{number}",
+        verdict_id=f"old-verdict-{number}",
+        submission_id=f"old-submission-{number}",
+        outcome=Outcome.COMMITTED,
+        job_digest=f"{number:064x}",
+        run_id=f"old-run-{number // _ARTIFACTS_A_RUN}",
+        producer=inputs.PRODUCER,
+        kind=KIND_OF_OLD,
+        created_at_utc=_THEN,
+        artifacts=[artifact],
+    )
+
+
+# ── staged jobs ──────────────────────────────────────────────────────────────────────────────────
+
+
+def stage(lake: Lake, jobs: Sequence[Sequence[Path]], prefix: str) -> list[str]:
+    """Stage one job for each group of Parquet files, as our client does; their ids.
+
+    Each job is a run of its own, and each artifact has a key of its own.
+    """
+    job_ids = []
+    for number, files in enumerate(jobs):
+        job_id = f"{prefix}-{number:05d}"
+        with Staging(lake, f"run-{job_id}", inputs.PRODUCER, inputs.KIND, job_id) as staging:
+            for index, path in enumerate(files):
+                key = f"token={prefix}-{number}-{index}/res=1s"
+                staging.add(path, name=f"table-{index}", logical_key=key)
+            staging.submit()
+        job_ids.append(job_id)
+    return job_ids
+
+
+def hand_over(source: Lake, target: Lake, job_ids: Sequence[str]) -> None:
+    """Move staged jobs into another lake's inbox, all within moments, before anybody rings.
+
+    Staged right there, the first ones would be swept up while the last ones are still being made.
+    """
+    for job_id in job_ids:
+        disk.move(source.inbox / job_id, target.inbox / job_id)
+    disk.sync_dir(target.inbox)
+
+
+def each_alone(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Groups of one, for `stage`."""
+    return ([path] for path in files)

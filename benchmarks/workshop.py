@@ -1,0 +1,85 @@
+"""What every measurement is given: a place to work in, how often to repeat, where to report."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import inputs
+from benchmarks.figures import Figure, Report
+from benchmarks.rounds import Plan, Rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """One run of the benchmarks.
+
+    folder  temporary, on the repository's file system, removed at the end
+    quick   smaller cases and fewer rounds: does it work at all? The figures mean little
+    noisy   rounds count whatever other processes do: while developing on a busy machine
+    """
+
+    folder: Path
+    report: Report
+    quick: bool = False
+    noisy: bool = False
+
+    def plan(self, budget_s: float, wanted: int = 5) -> Plan:
+        """Rounds that take about `budget_s` at most; two of them when in a hurry."""
+        return Plan(2 if self.quick else wanted, self.noisy, budget_s)
+
+    def size(self, full: int, quick: int) -> int:
+        """The size of a case."""
+        return quick if self.quick else full
+
+    @contextmanager
+    def room(self, name: str) -> Iterator[Path]:
+        """A directory of its own, gone afterwards."""
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=f"{name}-") as path:
+            yield Path(path)
+
+    def files(self, count: int) -> list[Path]:
+        """Different Parquet files of 5,000 x 10, made once and shared by all measurements."""
+        return inputs.make_files(self.folder / "pool", count)
+
+    def say(self, text: str) -> None:
+        """A line of talk between the figures."""
+        print(f"    {text}", flush=True)
+
+    def show(  # noqa: PLR0913 - the parts of a figure, by name
+        self,
+        name: str,
+        value: float | str | None,
+        unit: str,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        rounds: Rounds | None = None,
+        remark: str = "",
+    ) -> None:
+        """Report one figure; `rounds` adds what must be known about their noise."""
+        remarks = "; ".join(filter(None, (remark, rounds.remark if rounds else "")))
+        self.report.add(Figure(name, value, unit, at_least, at_most, remarks))
+
+
+@contextmanager
+def open_workshop(report: Report, *, quick: bool, noisy: bool) -> Iterator[Workshop]:
+    """A workshop whose folder goes away, whatever happens in it."""
+    above = REPOSITORY / ".bench-tmp"
+    above.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=above))
+    try:
+        yield Workshop(folder, report, quick, noisy)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not any(above.iterdir()):
+            above.rmdir()
