@@ -34,8 +34,11 @@ LATEST = Path(__file__).with_name("latest.json")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the named measurements, or all."""
-    chosen = _parser().parse_args(arguments)
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
     names = chosen.names or MEASUREMENTS
+    if unknown := set(names) - set(MEASUREMENTS):
+        parser.error(f"no {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}")
     cpu.adopt_orphans()
     os.environ["PYTHONUNBUFFERED"] = "1"
     report = Report()
@@ -64,8 +67,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _measure(shop: Workshop, name: str) -> None:
     """One measurement; whatever goes wrong in it is a missed goal, and the next one follows."""
-    if name not in MEASUREMENTS:
-        raise SystemExit(f"no measurement {name!r}: choose from {', '.join(MEASUREMENTS)}")
     print(f"\n{name}", flush=True)
     begin_s = time.monotonic()
     try:

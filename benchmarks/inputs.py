@@ -74,7 +74,9 @@ def make_files(folder: Path, count: int, rows: int = ROWS, first_seed: int = 0) 
 @cache
 def _tokens() -> pa.Array:
     """Addresses of 44 characters, as mints have."""
-    return pa.array([f"{seed * 0x9E3779B97F4A7C15 % 2**128:032x}pumpfunpump" for seed in range(_TOKENS)])
+    return pa.array(
+        [f"{seed * 0x9E3779B97F4A7C15 % 2**128:032x}pumpfunpump" for seed in range(_TOKENS)]
+    )
 
 
 def _numbers(rows: int) -> pa.Array:

@@ -68,7 +68,9 @@ def _an_object(lake: Lake, number: int) -> dict[str, object]:
     target.parent.mkdir(exist_ok=True)
     disk.move(path, target)
     columns = [{"name": field.name, "type": str(field.type)} for field in table.schema]
-    stats = [{"name": field.name, "nulls": 0, "min": "0", "max": "999999"} for field in table.schema]
+    stats = [
+        {"name": field.name, "nulls": 0, "min": "0", "max": "999999"} for field in table.schema
+    ]
     return {
         "file_hash": hashed,
         "content_hash": content_hash(table),
@@ -110,7 +112,9 @@ def _job(number: int, facts: dict[str, object]) -> JobRecord:
 # ── staged jobs ──────────────────────────────────────────────────────────────────────────────────
 
 
-def stage(lake: Lake, jobs: Sequence[Sequence[Path]], prefix: str) -> list[str]:
+def stage(
+    lake: Lake, jobs: Sequence[Sequence[Path]], prefix: str, kind: str = inputs.KIND
+) -> list[str]:
     """Stage one job for each group of Parquet files, as our client does; their ids.
 
     Each job is a run of its own, and each artifact has a key of its own.
@@ -118,7 +122,7 @@ def stage(lake: Lake, jobs: Sequence[Sequence[Path]], prefix: str) -> list[str]:
     job_ids = []
     for number, files in enumerate(jobs):
         job_id = f"{prefix}-{number:05d}"
-        with Staging(lake, f"run-{job_id}", inputs.PRODUCER, inputs.KIND, job_id) as staging:
+        with Staging(lake, f"run-{job_id}", inputs.PRODUCER, kind, job_id) as staging:
             for index, path in enumerate(files):
                 key = f"token={prefix}-{number}-{index}/res=1s"
                 staging.add(path, name=f"table-{index}", logical_key=key)

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, assert_never
 
-from pydantic_core import to_json
-
 from bus.errors import Code, Problem, problem
 from bus.model import (
     Alias,
@@ -30,10 +28,13 @@ from bus.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from bus.manifest import Manifest
     from bus.model import ArtifactFacts, Mutation, Verdict
+
+    #: Edges by where they start: an artifact and its inputs, or what it supersedes.
+    Graph = Mapping[str, Sequence[str]]
 
 _UUID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 
@@ -94,7 +95,9 @@ class _Batch:
         }
         self._artifacts: dict[str, Known | None] = {}
         self._names: dict[tuple[str, str], str] = {}
+        self._aliases: dict[tuple[str, str], str | None] = {}
         self._inputs: dict[str, list[str]] = {}
+        self._superseded: dict[str, list[str]] = {}
         self._load(identity(facts) for verdict in accepted for facts in verdict.artifacts)
 
     def _load(self, artifact_ids: Iterable[str]) -> None:
@@ -107,6 +110,12 @@ class _Batch:
         self._load([artifact_id])
         return self._artifacts[artifact_id]
 
+    def is_committed(self, job_id: str) -> bool:
+        if job_id not in self.committed:
+            found = self._manifest.among("committed_jobs", [job_id])
+            self.committed |= {known: (digest, seq) for known, digest, seq in found}
+        return job_id in self.committed
+
     def named(self, job_id: str, name: str) -> str | None:
         if (job_id, name) in self._names:
             return self._names[job_id, name]
@@ -114,28 +123,33 @@ class _Batch:
         return found[0][0] if found else None
 
     def alias(self, kind: str, alias: str) -> str | None:
+        if (kind, alias) in self._aliases:
+            return self._aliases[kind, alias]
         found = self._manifest.rows(
             "SELECT artifact_id FROM aliases WHERE kind = ? AND alias = ?", (kind, alias)
         )
         return found[0][0] if found else None
 
-    def descends(self, artifact_id: str, inputs: list[str]) -> bool:
-        """Whether `artifact_id` is an ancestor of one of `inputs`, this batch included."""
-        reached, queue = set(inputs), list(inputs)
-        while queue:
-            for source in self._inputs.get(queue.pop(), ()):
-                if source not in reached:
-                    reached.add(source)
-                    queue.append(source)
-        return artifact_id in reached or self._meets("ancestors_meet", artifact_id, reached)
+    def descends(self, artifact_id: str, inputs: Sequence[str], own: Graph) -> bool:
+        """Whether `artifact_id` is among `inputs` or their ancestors; `own`: this job's edges."""
+        return self._reaches(artifact_id, inputs, "ancestors", (self._inputs, own))
 
-    def superseded_by(self, new: str, old: str) -> bool:
-        """Whether `old` already supersedes `new`, directly or not."""
-        return new == old or self._meets("superseders_meet", new, {old})
+    def superseded_by(self, new: str, old: str, own: Graph) -> bool:
+        """Whether `old` supersedes `new` already, directly or not; `own`: this job's edges."""
+        return self._reaches(new, [old], "superseded", (self._superseded, own))
 
-    def _meets(self, query: str, artifact_id: str, starts: set[str]) -> bool:
-        params = {"starts": to_json(sorted(starts)).decode(), "artifact_id": artifact_id}
-        return bool(self._manifest.named(query, params)[0][0])
+    def _reaches(
+        self, target: str, starts: Sequence[str], query: str, graphs: tuple[Graph, ...]
+    ) -> bool:
+        """Follow edges of the manifest and of `graphs`, in any mixture, from `starts`."""
+        reached: set[str] = set()
+        new = set(starts)
+        while new and target not in reached:
+            reached |= new
+            further = {row[0] for row in self._manifest.among(query, new)}
+            further.update(n for graph in graphs for at in new for n in graph.get(at, ()))
+            new = further - reached
+        return target in reached
 
     def remember(self, record: JobRecord) -> None:
         if record.outcome is not Outcome.COMMITTED:
@@ -143,12 +157,26 @@ class _Batch:
         self.committed[record.job_id] = (record.job_digest, None)
         for artifact in record.artifacts:
             self._names[record.job_id, artifact.name] = artifact.artifact_id
-            self._inputs.setdefault(artifact.artifact_id, []).extend(artifact.inputs or ())
+            _join(self._inputs, artifact.artifact_id, artifact.inputs)
+            _join(self._superseded, artifact.artifact_id, artifact.supersedes)
             if artifact.decision != "deduped":
                 self._artifacts[artifact.artifact_id] = Known(artifact.file_hash)
         for mutation in record.mutations:
-            if isinstance(mutation, Tombstone) and (known := self.artifact(mutation.target)):
-                self._artifacts[mutation.target] = Known(known.file_hash, tombstoned=True)
+            match mutation:
+                case Tombstone(target=target):
+                    if known := self.artifact(target):
+                        self._artifacts[target] = Known(known.file_hash, tombstoned=True)
+                case Supersede(target=old, by=new):
+                    _join(self._superseded, new, [old])
+                case Alias(kind=kind, alias=alias, target=aliased):
+                    self._aliases[kind, alias] = aliased
+                case _:
+                    pass
+
+
+def _join(graph: dict[str, list[str]], start: str, ends: Sequence[str] | None) -> None:
+    if ends:
+        graph.setdefault(start, []).extend(ends)
 
 
 def identity(facts: ArtifactFacts) -> str:
@@ -167,6 +195,10 @@ class _JobDecider:
         self._problems: list[Problem] = []
         self._waiting: list[str] = []
         self._made: dict[str, Known] = {}
+        self._used: set[str] = set()
+        self._inputs: dict[str, list[str]] = {}
+        self._superseded: dict[str, list[str]] = {}
+        self._aliases: dict[tuple[str, str], str | None] = {}
 
     def decide(self) -> JobRecord | list[str]:
         """The record to commit, or the references that the job waits for."""
@@ -230,9 +262,13 @@ class _JobDecider:
         known = self._made.get(artifact_id) or self._batch.artifact(artifact_id)
         inputs = self._resolve_all(facts.inputs or [], f"{where}.inputs")
         olds = self._resolve_all(facts.supersedes, f"{where}.supersedes")
-        if inputs and self._batch.descends(artifact_id, self._with_siblings(inputs)):
+        self._used.update(inputs)
+        # An artifact that is new has no descendants but those that this job gives it.
+        may_descend = known is not None or artifact_id in self._used
+        if may_descend and self._batch.descends(artifact_id, inputs, self._inputs):
             self._problem(Code.E402, f"{where}.inputs", f"{facts.name} would descend from itself")
-        self._refuse_supersede_cycles(artifact_id, olds, f"{where}.supersedes")
+        _join(self._inputs, artifact_id, inputs)
+        self._supersede(artifact_id, olds, f"{where}.supersedes")
         deduped = known is not None and not known.tombstoned
         if not deduped:
             self._made[artifact_id] = Known(facts.file_hash)
@@ -262,23 +298,11 @@ class _JobDecider:
             **content,
         )
 
-    def _with_siblings(self, inputs: list[str]) -> list[str]:
-        """`inputs` and, through siblings of this job, everything those are made of."""
-        by_id = {self._siblings[f.name]: f.inputs or [] for f in self._verdict.artifacts}
-        reached, queue = list(inputs), list(inputs)
-        while queue:
-            for reference in by_id.get(queue.pop(), ()):
-                name = reference.removeprefix("name:")
-                source = self._siblings.get(name) if reference != name else reference
-                if source is not None and source not in reached:
-                    reached.append(source)
-                    queue.append(source)
-        return reached
-
-    def _refuse_supersede_cycles(self, new: str, olds: list[str], where: str) -> None:
+    def _supersede(self, new: str, olds: list[str], where: str) -> None:
         for old in olds:
-            if self._batch.superseded_by(new, old):
+            if self._batch.superseded_by(new, old, self._superseded):
                 self._problem(Code.E402, where, f"{old} already supersedes {new}")
+        _join(self._superseded, new, olds)
 
     # ── mutations ─────────────────────────────────────────────────────────────────────────────
 
@@ -288,7 +312,7 @@ class _JobDecider:
                 target = self._resolve(mutation.target, f"{where}.target", Code.E403)
                 by = self._resolve(mutation.by, f"{where}.by", Code.E403)
                 if target and by:
-                    self._refuse_supersede_cycles(by, [target], where)
+                    self._supersede(by, [target], where)
                 self._expect_bytes(mutation.expect, target, where)
                 return mutation.model_copy(update={"target": target, "by": by})
             case Tombstone():
@@ -296,20 +320,24 @@ class _JobDecider:
                 self._expect_bytes(mutation.expect, target, where)
                 return mutation.model_copy(update={"target": target})
             case Alias():
-                present = self._batch.alias(mutation.kind, mutation.alias)
-                if mutation.expect is not None and mutation.expect != (present or ""):
-                    self._problem(
-                        Code.E405, where, f"{mutation.kind}:{mutation.alias} is {present}"
-                    )
-                if mutation.target is None:
-                    return mutation
-                target = self._resolve(mutation.target, f"{where}.target", Code.E403)
+                target = mutation.target and self._resolve(
+                    mutation.target, f"{where}.target", Code.E403
+                )
+                self._expect_alias(mutation, where)
+                self._aliases[mutation.kind, mutation.alias] = target
                 return mutation.model_copy(update={"target": target})
             case Tag() | Untag() | Pin() | Unpin():
                 target = self._resolve(mutation.target, f"{where}.target", Code.E403)
                 return mutation.model_copy(update={"target": target})
             case _:
                 assert_never(mutation)
+
+    def _expect_alias(self, mutation: Alias, where: str) -> None:
+        """`expect` of an alias is the artifact_id that it means now, or "" for none."""
+        key = (mutation.kind, mutation.alias)
+        present = self._aliases[key] if key in self._aliases else self._batch.alias(*key)
+        if mutation.expect is not None and mutation.expect != (present or ""):
+            self._problem(Code.E405, where, f"{mutation.kind}:{mutation.alias} is {present}")
 
     def _expect_bytes(self, expect: str | None, target: str | None, where: str) -> None:
         """`expect` of supersede and tombstone names the file hash that the target must have."""
@@ -346,7 +374,7 @@ class _JobDecider:
             job_id, _, name = reference.removeprefix("job:").partition("/")
             found = self._batch.named(job_id, name)
             if found is None:
-                done = job_id in self._batch.committed
+                done = self._batch.is_committed(job_id)
                 raise _MissingError(reference, f"no {name!r} of job {job_id!r}", final=done)
             return found
         if not _UUID.match(reference):

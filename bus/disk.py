@@ -180,6 +180,22 @@ def copy_file(source: Path, target: Path) -> None:
             shutil.copyfileobj(reader, writer, 1 << 20)
 
 
+def copy_descriptor(source_fd: int, target: Path) -> None:
+    """Copy all bytes behind an open descriptor, which stays open where it is; not synced.
+
+    For files whose locks would be dropped if a second descriptor of this process were closed.
+    """
+    size, done = os.fstat(source_fd).st_size, 0
+    with target.open("wb") as writer:
+        while done < size:
+            count = os.copy_file_range(source_fd, writer.fileno(), size - done, done)
+            if count == 0:  # a file system that cannot copy within the kernel, or a shrunk file
+                writer.seek(done)
+                writer.write(os.pread(source_fd, size - done, done))
+                return
+            done += count
+
+
 def move(source: Path | str, target: Path | str) -> None:
     """Rename within the lake. A directory is never moved onto a non-empty one (OSError)."""
     os.rename(source, target)
@@ -327,6 +343,21 @@ class Lock:
         if unlink and self.is_ours():
             remove(self.path)
         os.close(self._fd)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether someone alive holds the lock; a look keeps nobody from taking it but for a moment."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 @contextmanager

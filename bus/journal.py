@@ -8,7 +8,7 @@ edit of any record shows in the next one.
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,8 @@ class Journal:
         """Step 8: make `record` durable under its number. Raises `NumberTakenError`."""
         data = record.to_bytes()
         path = self._lake.record_path(record.seq)
-        temporary = self._lake.journal / f".{record.seq}.{os.getpid()}.tmp"
+        # Never a name that a dead process may have left: that file may be the record itself.
+        temporary = self._lake.journal / f".{record.seq}.{secrets.token_hex(8)}.tmp"
         disk.write_durable(temporary, data, mode=0o444)
         disk.crash_point("commit.written")
         try:
@@ -93,6 +94,20 @@ class Journal:
                 )
             yield commit
             seq, previous = seq + 1, commit.sha256
+
+    def check_gapless(self) -> None:
+        """Raise `Damaged` when a number is missing below the newest.
+
+        Lists the directory, so only whoever is about to read the whole journal asks. Without it a
+        rebuild would take the gap for the end, and new commits would bury what lies behind it.
+        """
+        for expected, number in enumerate(self.numbers(), start=1):
+            if number != expected:
+                raise Damaged(
+                    f"journal record {expected} is missing, but record {number} is there",
+                    where=str(self._lake.record_path(expected)),
+                    hint="Restore the record from a backup; nothing may be committed after a gap.",
+                )
 
     def sync(self, seq: int) -> None:
         """Make an existing record durable before relying on it (its writer may have died)."""

@@ -84,6 +84,9 @@ class Lake:
         self.catalog_work = self.root / "catalog" / ".work" / "bus.duckdb"
         self.exports = self.root / "exports"
         self.export_status = self.exports / "_export_status.json"
+        self.export_builds = self.exports / ".builds"  # finished, waiting to be published
+        self.export_lock = self.run / "exports.lock"  # held by whoever builds exports
+        self.export_status_lock = self.run / "export-status.lock"
         self.cache = self.root / "cache"
         self.structured_runs = self.root / "runs"
         self.coverage = self.root / "coverage"
@@ -195,6 +198,11 @@ class Lake:
         """How many jobs are in `state`."""
         return sum(not name.startswith(".") for name in os.listdir(self.state_dir(state)))
 
+    def has_any(self, state: JobState) -> bool:
+        """Whether any job is in `state`; looks no further than the first."""
+        with os.scandir(self.state_dir(state)) as entries:
+            return any(not entry.name.startswith(".") for entry in entries)
+
     def new_staging(self, job_id: str) -> Path:
         """A fresh directory in which a producer builds a job. Raises `Refused` (E104)."""
         if not _ID.fullmatch(job_id):
@@ -272,6 +280,10 @@ class Lake:
     def artifact_path(self, kind: str, schema_version: int, artifact_id: str) -> Path:
         """The link that `canon.<kind>` reads."""
         return self.kind_dir(kind, schema_version) / f"{artifact_id}.parquet"
+
+    def empty_path(self, kind: str, schema_version: int) -> Path:
+        """A table without rows beside the links, so that the glob is never empty."""
+        return self.kind_dir(kind, schema_version) / "_empty.parquet"
 
     def sidecar_path(self, artifact_id: str) -> Path:
         """Identity, provenance and lineage of one artifact as JSON."""

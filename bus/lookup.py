@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from bus.decisions import decide
 from bus.errors import Code, NotFound, Refused, Unavailable
 from bus.lake import REJECT_REASON, VERDICT
-from bus.manifest import Manifest
+from bus.manifest import BrokenManifestError, Manifest
 from bus.model import JobState, RejectReason, Verdict, iso, utc_now
 from bus.submission import read_submission
 
@@ -71,7 +71,15 @@ def _manifest(lake: Lake) -> Iterator[Manifest | None]:
         yield None
         return
     with closing(manifest):
-        yield manifest
+        try:
+            yield manifest
+        except BrokenManifestError as error:
+            raise Unavailable(
+                f"the manifest cannot be read: {error}",
+                code=Code.E508,
+                where=str(lake.manifest_db),
+                hint="Run `bus rebuild`; the manifest is only a view.",
+            ) from None
 
 
 # ── jobs ──────────────────────────────────────────────────────────────────────────────────────
@@ -160,12 +168,18 @@ def _judged_row(lake: Lake, state: JobState, name: str, at_utc: str, verdict: Ve
         kind=verdict.kind,
         artifacts=len(verdict.artifacts),
         codes=[p.code for p in verdict.problems],
-        waiting_for=_waiting_for(lake, verdict) if state is JobState.READY else [],
+        waiting_for=_lacks(lake, verdict) if state is JobState.READY else [],
     )
 
 
-def _waiting_for(lake: Lake, verdict: Verdict) -> list[str]:
-    """The references that keep a judged job in ready/: what the writer would say now."""
+def waiting_for(lake: Lake, job_id: str) -> list[str]:
+    """The references that keep a judged job in ready/; empty when only the writer does."""
+    verdict = _verdict(lake.ready / job_id)
+    return [] if verdict is None else _lacks(lake, verdict)
+
+
+def _lacks(lake: Lake, verdict: Verdict) -> list[str]:
+    """What the writer would wait for, were it to decide now."""
     refers = verdict.after or verdict.mutations or any(a.inputs for a in verdict.artifacts)
     if not refers and not any(a.supersedes for a in verdict.artifacts):
         return []
@@ -194,15 +208,19 @@ def _finished(
 ) -> list[JobRow]:
     asked = {"job_id": job_id, "outcome": state, "run_id": run_id, "kind": kind, "limit": limit}
     with _manifest(lake) as manifest:
-        if manifest is None:
-            return []
-        rows = manifest.rows(_FINISHED, asked)
+        rows = [] if manifest is None else manifest.rows(_FINISHED, asked)
     return [
-        JobRow(*facts, codes=[p["code"] for p in json.loads(problems or "[]")])
+        JobRow(
+            **dict(zip(_FINISHED_FIELDS, facts, strict=True)),
+            codes=[p["code"] for p in json.loads(problems or "[]")],
+        )
         for *facts, problems in rows
     ]
 
 
+_FINISHED_FIELDS = (
+    *("job_id", "state", "at_utc", "run_id", "producer", "kind", "seq", "artifacts"),
+)
 _FINISHED = """
 SELECT job_id, outcome, committed_at_utc, run_id, producer, kind, seq, artifacts, problems_json
 FROM jobs

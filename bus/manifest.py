@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Self, assert_never
@@ -30,12 +30,13 @@ from bus.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from bus.journal import Commit
     from bus.lake import Lake
     from bus.model import ArtifactRecord, CommitRecord, JobRecord, Mutation
 
+_INT64 = range(-(2**63), 2**63)
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
 SCHEMA_VERSION = 1
 
@@ -52,6 +53,21 @@ class StaleManifestError(Exception):
     """The commit does not follow what this manifest has applied: replay or rebuild."""
 
 
+class BrokenManifestError(Exception):
+    """The file is not a sound SQLite database: delete it and rebuild."""
+
+
+@contextmanager
+def _told_broken() -> Iterator[None]:
+    """SQLite says of a damaged file the bare DatabaseError, of everything else a subclass."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if type(error) is sqlite3.DatabaseError:
+            raise BrokenManifestError(str(error)) from error
+        raise
+
+
 class Manifest:
     """An open manifest.sqlite. One process writes (the writer), any number read."""
 
@@ -60,16 +76,27 @@ class Manifest:
 
     @classmethod
     def open(cls, lake: Lake) -> Self:
-        """Open for writing, creating it when it is missing. The caller is the writer."""
+        """Open for writing, creating it when it is missing. The caller is the writer.
+
+        Raises `BrokenManifestError`; so does every other method that meets damage.
+        """
         db = sqlite3.connect(lake.manifest_db, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")  # a lost tail is replayed from the journal
-        db.execute("PRAGMA cache_size = -65536")
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
         manifest = cls(db)
-        if not manifest.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
-            manifest._create(lake)
+        try:
+            manifest._prepare(lake)
+        except BaseException:
+            db.close()
+            raise
         return manifest
+
+    def _prepare(self, lake: Lake) -> None:
+        with _told_broken():
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")  # a lost tail comes from the journal
+            self._db.execute("PRAGMA cache_size = -65536")
+            self._db.execute("PRAGMA wal_autocheckpoint = 4000")
+            if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
+                self._create(lake)
 
     @classmethod
     def read(cls, lake: Lake) -> Self:
@@ -109,7 +136,7 @@ class Manifest:
         self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[tuple[Any, ...]]:
         """All rows of one SELECT."""
-        with closing(self._db.execute(sql, params)) as cursor:
+        with _told_broken(), closing(self._db.execute(sql, params)) as cursor:
             return cursor.fetchall()
 
     def named(self, name: str, params: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -143,16 +170,18 @@ class Manifest:
 
         Raises `StaleManifestError` when one does not follow what is applied.
         """
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for commit in commits:
-                self._advance(commit)
-                _Applier(self._db, commit.record).apply()
-            self._note(progress or {})
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with _told_broken():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for commit in commits:
+                    self._advance(commit)
+                    _Applier(self._db, commit.record).apply()
+                self._note(progress or {})
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # on a full disk SQLite may have rolled back itself
+                    self._db.execute("ROLLBACK")
+                raise
 
     def note_progress(self, progress: Mapping[str, int]) -> None:
         """Remember how far views have come (not truth: a lost note only repeats work)."""
@@ -250,7 +279,7 @@ class _Applier:
     def _artifact(self, artifact: ArtifactRecord) -> None:
         if artifact.decision == "revived":
             self._flush()
-            self._end("artifact_facts", "artifact_id = ?", artifact.artifact_id)
+            self._db.execute(statement("end_identity"), (self._seq, artifact.artifact_id))
             self._end("tombstone_facts", "artifact_id = ?", artifact.artifact_id)
         if artifact.decision != "deduped":
             self._identity(artifact)
@@ -354,6 +383,14 @@ class _Applier:
             self._add(table, *values.values(), self._seq, None)
 
     def _end(self, table: str, condition: str, *values: str) -> None:
+        """End a fact; one that began in this very commit never held, and leaves no row.
+
+        So the same fact may begin again in this commit, under the same key.
+        """
+        self._db.execute(
+            f"DELETE FROM {table} WHERE {condition} AND added_seq = ?",  # noqa: S608 - our own names
+            (*values, self._seq),
+        )
         self._db.execute(
             f"UPDATE {table} SET ended_seq = ? WHERE {condition} AND ended_seq IS NULL",  # noqa: S608 - our own names
             (self._seq, *values),
@@ -364,4 +401,6 @@ def _plain(value: Any) -> Any:
     """A statistic as SQLite can store it."""
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, int) and value not in _INT64:
+        return str(value)
     return value if isinstance(value, int | float | str | None) else str(value)

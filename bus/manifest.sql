@@ -148,6 +148,14 @@ ON CONFLICT (run_id) DO UPDATE SET
   last_seen_at = excluded.last_seen_at, last_seq = excluded.last_seq,
   meta_json = json_patch(meta_json, excluded.meta_json);
 
+-- name: end_identity
+-- A revived artifact stands on other bytes from now on; its earlier row stays as history.
+UPDATE artifact_facts SET ended_seq = ? WHERE artifact_id = ? AND ended_seq IS NULL;
+
+-- name: newest_moment
+-- When the newest commit was made; later ones have later moments.
+SELECT committed_at_utc FROM commits ORDER BY seq DESC LIMIT 1;
+
 -- name: known_verdicts
 -- Which of these verdicts were decided already, and how.
 SELECT verdict_id, seq FROM jobs WHERE verdict_id IN (SELECT value FROM json_each(?));
@@ -169,18 +177,20 @@ WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
 -- What `job:<job_id>/<name>` means.
 SELECT artifact_id FROM run_artifacts WHERE job_id = ? AND name = ? ORDER BY use_no DESC LIMIT 1;
 
--- name: ancestors_meet
--- Whether an artifact is among the ancestors of others (themselves included).
+-- name: ancestors
+-- All that these artifacts were made from, directly or not.
 WITH RECURSIVE up(id) AS (
-  SELECT value FROM json_each(:starts)
+  SELECT l.input_artifact_id FROM lineage_facts l JOIN json_each(?) s ON l.artifact_id = s.value
+  WHERE l.ended_seq IS NULL
   UNION SELECT l.input_artifact_id FROM lineage_facts l JOIN up ON l.artifact_id = up.id
   WHERE l.ended_seq IS NULL)
-SELECT EXISTS (SELECT 1 FROM up WHERE id = :artifact_id);
+SELECT id FROM up;
 
--- name: superseders_meet
--- Whether an artifact is among those that were superseded by others, directly or not.
+-- name: superseded
+-- All that these artifacts supersede, directly or not.
 WITH RECURSIVE down(id) AS (
-  SELECT value FROM json_each(:starts)
-  UNION SELECT s.supersedes_artifact_id FROM supersede_facts s JOIN down ON s.artifact_id = down.id
-  WHERE s.ended_seq IS NULL)
-SELECT EXISTS (SELECT 1 FROM down WHERE id = :artifact_id);
+  SELECT f.supersedes_artifact_id FROM supersede_facts f
+  JOIN json_each(?) s ON f.artifact_id = s.value WHERE f.ended_seq IS NULL
+  UNION SELECT f.supersedes_artifact_id FROM supersede_facts f JOIN down ON f.artifact_id = down.id
+  WHERE f.ended_seq IS NULL)
+SELECT id FROM down;

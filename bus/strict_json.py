@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any, NoReturn
 
 from bus.errors import Code, Problem, problem
@@ -82,8 +83,7 @@ def _int64(text: str) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        repeated = next(key for key, times in Counter(k for k, _ in pairs).items() if times > 1)
         raise _FormError(f"key {repeated[:80]!r} occurs twice")
     return result
 
@@ -104,12 +104,12 @@ def _check_limits(value: Any, where: str, depth: int) -> None:
 
 
 def _check_string(text: str, where: str) -> None:
-    if len(text) > MAX_STRING_BYTES:
-        raise _limit(where, f"text of {len(text):,} characters; at most {MAX_STRING_BYTES:,}")
     try:
-        text.encode("utf-8")
+        size_bytes = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         raise _bad(where, "text holds a lone surrogate") from None
+    if size_bytes > MAX_STRING_BYTES:
+        raise _limit(where, f"text of {size_bytes:,} bytes; at most {MAX_STRING_BYTES:,}")
 
 
 def _bad(where: str, message: str) -> StrictJsonError:

@@ -2,7 +2,8 @@
 
 `artifacts/<kind>/v<N>/` must be right before a catalog snapshot is published, because `canon.*`
 reads it. Sidecars and run trees follow in the background. Making what exists already costs one
-failed link, so every step may be repeated after a crash.
+failed link, so every step may be repeated after a crash. An object that is missing is passed over
+and logged: the rest of the lake must stay readable, and `bus verify` names what is lost.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import structlog
 from pydantic_core import to_json
 
 from bus import disk
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from bus.lake import Lake
     from bus.manifest import Manifest
     from bus.model import ArtifactRecord, CommitRecord, JobRecord
+
+log = structlog.get_logger("bus.views")
 
 
 def link_artifacts(lake: Lake, record: CommitRecord) -> None:
@@ -38,6 +42,7 @@ def unlink_inactive(lake: Lake, record: CommitRecord, manifest: Manifest) -> Non
     """Take superseded and tombstoned artifacts of this commit out of `artifacts/`."""
     for job in record.jobs:
         gone = [old for artifact in job.artifacts for old in artifact.supersedes]
+        gone += [a.artifact_id for a in job.artifacts if a.decision == "revived"]  # yet superseded
         gone += [m.target for m in job.mutations if isinstance(m, Supersede | Tombstone)]
         for artifact_id in gone:
             for kind, version, status in manifest.rows(
@@ -54,10 +59,19 @@ def _link_artifact(lake: Lake, artifact: ArtifactRecord) -> None:
     try:
         made = disk.link_or_copy(source, target)
     except FileNotFoundError:
+        if not _is_there(source):
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         made = disk.link_or_copy(source, target)
     if not made and artifact.decision == "revived":  # it may still show the bytes from before
         _replace_link(source, target)
+
+
+def _is_there(source: Path) -> bool:
+    found = source.exists()
+    if not found:
+        log.error("object_missing", path=str(source))
+    return found
 
 
 def _replace_link(source: Path, target: Path) -> None:
@@ -96,6 +110,8 @@ def _write_run_meta(lake: Lake, job: JobRecord) -> None:
 def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None:
     data = lake.run_data_path(str(job.run_id), artifact.name)
     source = lake.object_path(artifact.sha256)
+    if not _is_there(source):
+        return
     data.parent.mkdir(parents=True, exist_ok=True)
     if not disk.link_or_copy(source, data) and not data.samefile(source):
         _replace_link(source, data)  # the run delivered this name again: the newest is shown

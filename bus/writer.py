@@ -9,9 +9,9 @@ from the journal.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
-from collections import deque
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
@@ -19,30 +19,28 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 from pydantic import ValidationError
 
-from bus import disk, views
+from bus import answers, disk, views
 from bus.catalog import Catalog
 from bus.decisions import decide
 from bus.errors import Code, LakeBusy
 from bus.hashing import file_hash
 from bus.journal import GENESIS, Journal, NumberTakenError
 from bus.lake import MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT
-from bus.manifest import SCHEMA_VERSION, Manifest, StaleManifestError
+from bus.manifest import SCHEMA_VERSION, BrokenManifestError, Manifest, StaleManifestError
 from bus.model import (
     CommitRecord,
     JobState,
     Outcome,
-    Receipt,
-    ReceiptArtifact,
-    RejectReason,
     Verdict,
     iso,
     utc_now,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from bus.decisions import Decisions
     from bus.journal import Commit
     from bus.lake import Lake
     from bus.model import JobRecord
@@ -52,7 +50,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("bus.writer")
 
 _BATCH_MAX_ARTIFACTS = 5_000
-_REPLAY_CHUNK = 200
+_REPLAY_MAX_COMMITS = 200
+_REPLAY_MAX_ARTIFACTS = 2_000
 _TREE_STEPS = 50
 _LOCK_POLL_S = 0.2
 _READY_POLL_S = 0.004
@@ -82,14 +81,28 @@ class DrainResult:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A judged job in ready/: its directory, and the verdict found there."""
+    """A judged job in ready/: its directory, when that changed, and the verdict found there."""
 
     path: Path
+    changed_at_s: float
     verdict: Verdict
 
     @property
     def job_id(self) -> str:
         return self.path.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """Why a job stays in ready/, and when to look at it again.
+
+    When one of the references is committed, when its time is over, or when another submission lies
+    under its name.
+    """
+
+    changed_at_s: float
+    references: frozenset[str]
+    until: datetime
 
 
 class Writer:
@@ -109,17 +122,18 @@ class Writer:
         self._lock = lock
         self._announce = announce
         self._journal = Journal(lake)
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._waiting: set[str] = set()
-        self._look_at_waiting = True
-        self._trees: deque[int] = deque()
+        # The token tells this writer from others whose container gave them the same pid.
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._waiting: dict[str, _Wait] = {}
+        self._linked = 0  # artifact links are right up to this commit
+        self._treed = 0  # sidecars and run trees are there up to this commit
         self._tree: Iterator[None] | None = None
         self._last_commit_s = 0.0
         self._next_publish_s = 0.0
-        self._exports_dirty = False
         self._manifest = self._open_manifest()
+        self._catch_up()
+        self._exports_dirty = self._manifest.progress("exports") < self.seq
         self._catalog = Catalog.open(lake, settings, registry, self._manifest)
-        self._resume_views()
 
     @classmethod
     def open(
@@ -152,7 +166,8 @@ class Writer:
 
     def close(self) -> None:
         """Close the views and give the lock up."""
-        self._manifest.note_progress(self._progress())
+        if self._lock.is_ours():
+            self._manifest.note_progress(self._progress())
         self._catalog.close()
         self._manifest.close()
         self._lock.release()
@@ -171,14 +186,18 @@ class Writer:
     # ── start-up: the journal is the truth, the manifest catches up ───────────────────────────
 
     def _open_manifest(self) -> Manifest:
-        manifest = Manifest.open(self._lake)
-        if not self._continues_journal(manifest):
-            log.warning("manifest_rebuilt", reason="it does not continue the journal")
-            manifest.close()
-            Manifest.delete(self._lake)
+        """The manifest, if it is sound and continues the journal; else an empty one."""
+        try:
             manifest = Manifest.open(self._lake)
-        self._replay(manifest)
-        return manifest
+            if self._continues_journal(manifest):
+                return manifest
+            manifest.close()
+            reason = "it does not continue the journal"
+        except BrokenManifestError as error:
+            reason = str(error)
+        log.warning("manifest_rebuilt", reason=reason)
+        Manifest.delete(self._lake)
+        return Manifest.open(self._lake)
 
     def _continues_journal(self, manifest: Manifest) -> bool:
         meta = manifest.meta()
@@ -192,26 +211,20 @@ class Writer:
         commit = self._journal.read(seq)
         return commit is not None and commit.sha256 == sha256
 
-    def _replay(self, manifest: Manifest) -> None:
-        """Apply every commit the manifest lacks; the newest is synced before we rely on it."""
-        chunk: list[Commit] = []
-        for commit in self._journal.after(*manifest.applied):
-            chunk.append(commit)
-            if len(chunk) >= _REPLAY_CHUNK:
-                manifest.apply(chunk)
-                chunk.clear()
-        manifest.apply(chunk)
-        seq, _ = manifest.applied
-        if seq:
-            self._journal.sync(seq)
-
-    def _resume_views(self) -> None:
-        """Queue the link work that a predecessor did not note as done."""
-        seq = self.seq
-        for number in range(self._manifest.progress("links") + 1, seq + 1):
-            self._link(self._commit_of(number).record)
-        self._trees.extend(range(self._manifest.progress("trees") + 1, seq + 1))
-        self._exports_dirty = self._manifest.progress("exports") < seq
+    def _catch_up(self) -> None:
+        """Apply what the manifest lacks and link what that added; each record is read once."""
+        seq, sha256 = self._manifest.applied
+        if seq == 0:
+            self._journal.check_gapless()
+        self._linked = self._manifest.progress("links")
+        self._treed = self._manifest.progress("trees")
+        self._link_until(seq)
+        for chunk in _in_chunks(self._journal.after(seq, sha256)):
+            self._manifest.apply(chunk, self._progress())
+            for commit in chunk:
+                self._link(commit.record)
+        if self.seq:  # whoever wrote the newest record may have died before it was durable
+            self._journal.sync(self.seq)
 
     def _commit_of(self, seq: int) -> Commit:
         commit = self._journal.read(seq)
@@ -222,14 +235,25 @@ class Writer:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
 
     def drain(self, budget_s: float = 5.0) -> DrainResult:
-        """Commit and answer all that is ready, then publish; ends when idle or out of time."""
+        """Commit and answer all that is ready, then publish; ends when idle or out of time.
+
+        Raises `LakeBusy` (E503) when the lock is no longer ours: another writer is at work.
+        """
+        try:
+            return self._drain(budget_s)
+        except BrokenManifestError as error:
+            log.warning("manifest_rebuilt", reason=str(error))
+            self.rebuild()
+            return self._drain(budget_s)
+
+    def _drain(self, budget_s: float) -> DrainResult:
         self._mend_views()
         deadline = time.monotonic() + budget_s
         jobs = 0
         while True:
-            done = self._commit_ready()
-            jobs += done
-            busy = done > 0 or not self._bring_views_forward()
+            looked, answered = self._commit_ready()
+            jobs += answered
+            busy = looked > 0 or not self._bring_views_forward()
             if not busy:
                 break
             if time.monotonic() >= deadline:
@@ -238,32 +262,43 @@ class Writer:
         self._manifest.note_progress(self._progress())
         return DrainResult(jobs, self.seq, busy, exports_dirty)
 
-    def _commit_ready(self) -> int:
-        """Steps 7–10 for one batch; how many jobs were answered."""
+    def _commit_ready(self) -> tuple[int, int]:
+        """Steps 7–10 for one batch; how many jobs were looked at, and how many answered."""
         self._keep_pace()
         candidates = self._select()
         if not candidates:
-            return 0
-        answered = self._finish_decided(candidates)
-        fresh = [c for c in candidates if c.verdict.verdict_id not in answered]
-        return len(answered) + self._commit(fresh)
+            return 0, 0
+        self._check_fence()
+        decided = self._finish_decided(candidates)
+        fresh = [c for c in candidates if c.verdict.verdict_id not in decided]
+        return len(candidates), len(decided) + self._commit(fresh)
 
     def _keep_pace(self) -> None:
         """Under load, let a batch gather; at once when the last commit is long ago."""
         early_s = self._last_commit_s + self._settings.commit_pace_s - time.monotonic()
-        if early_s > 0:
+        if early_s > 0 and self._lake.has_any(JobState.READY):
             time.sleep(early_s)
+
+    def _check_fence(self) -> None:
+        """Somebody deleted the lock file: another writer may hold a new one, so we must end."""
+        if not self._lock.is_ours():
+            raise LakeBusy(
+                "the lock file was replaced; another writer may be at work",
+                code=Code.E503,
+                where=str(self._lake.writer_lock),
+            )
 
     # ── step 7: select and decide ─────────────────────────────────────────────────────────────
 
     def _select(self) -> list[_Candidate]:
         found: list[_Candidate] = []
         artifacts = 0
-        look_at_waiting, self._look_at_waiting = self._look_at_waiting, False
+        now = utc_now()
         for entry in self._lake.listing(JobState.READY):
-            if entry.name in self._waiting and not look_at_waiting:
+            wait = self._waiting.get(entry.name)
+            if wait and wait.changed_at_s == entry.changed_at_s and now < wait.until:
                 continue
-            candidate = self._read(self._lake.ready / entry.name)
+            candidate = self._read(self._lake.ready / entry.name, entry.changed_at_s)
             if candidate is None:
                 continue
             found.append(candidate)
@@ -273,7 +308,7 @@ class Writer:
                 break
         return found
 
-    def _read(self, path: Path) -> _Candidate | None:
+    def _read(self, path: Path, changed_at_s: float) -> _Candidate | None:
         """The job's verdict, if it judged the manifest that lies beside it; else back to work/."""
         try:
             verdict = Verdict.from_bytes((path / VERDICT).read_bytes())
@@ -284,17 +319,20 @@ class Writer:
         except (FileNotFoundError, ValidationError, ValueError) as error:
             self._send_back(path, str(error))
             return None
-        return _Candidate(path, verdict)
+        return _Candidate(path, changed_at_s, verdict)
 
     def _send_back(self, path: Path, reason: str) -> None:
         if not path.is_dir():
             return  # removed by hand: nothing was committed, nothing is left to answer
         log.warning("verdict_refused", job_id=path.name, reason=reason)
+        back = self._lake.work / path.name
+        if back.exists():
+            return  # a newer submission is being validated: this one follows when that has moved on
         old = path / OLD
         old.mkdir(exist_ok=True)
         if (path / VERDICT).exists():
             disk.replace(path / VERDICT, old / f"{VERDICT}.{time.time_ns()}")
-        disk.move(path, self._lake.work / path.name)
+        disk.move(path, back)
 
     def _finish_decided(self, candidates: list[_Candidate]) -> set[str]:
         """Answer what a predecessor committed and did not answer; their verdict ids."""
@@ -320,35 +358,61 @@ class Writer:
             lineage_wait_s=self._settings.lineage_wait_s,
         )
         disk.crash_point("commit.decided")
-        self._waiting = (self._waiting - {c.job_id for c in candidates}) | decisions.waiting.keys()
+        self._note_waiting(candidates, decisions)
         by_id = {c.verdict.verdict_id: c for c in candidates}
-        records = [r for r in decisions.records if self._has_objects(r, by_id[r.verdict_id])]
-        if not records:
-            return 0
+        records = decisions.records
+        whole = [self._has_objects(r, by_id[r.verdict_id]) for r in records]
+        if not records or not all(whole):
+            return 0  # others of the batch may build on what is missing: decide again without it
         record = CommitRecord(
             seq=seq + 1, prev=prev, committed_at_utc=iso(now), writer=self._name, jobs=records
         )
         try:
             commit = self._journal.append(record)
         except NumberTakenError:
-            log.warning("fenced", seq=seq + 1)
-            self._replay(self._manifest)
+            log.warning("number_taken", seq=seq + 1)
+            self._check_fence()
+            self._catch_up()
+            self._waiting.clear()
             return 0
         self._manifest.apply([commit], self._progress())
         disk.crash_point("index.done")
         self._last_commit_s = time.monotonic()
-        self._look_at_waiting = True
+        self._exports_dirty = True
+        self._wake(record)
         self._answer([by_id[r.verdict_id] for r in records], record)
-        self._follow(record)
+        self._link_until(record.seq - 1)
+        self._link(record)
+        disk.crash_point("views.linked")
         return len(records)
+
+    def _note_waiting(self, candidates: list[_Candidate], decisions: Decisions) -> None:
+        patience = timedelta(seconds=self._settings.lineage_wait_s)
+        for candidate in candidates:
+            self._waiting.pop(candidate.job_id, None)
+            if references := decisions.waiting.get(candidate.job_id):
+                until = datetime.fromisoformat(candidate.verdict.judged_at_utc) + patience
+                self._waiting[candidate.job_id] = _Wait(
+                    candidate.changed_at_s, frozenset(references), until
+                )
+
+    def _wake(self, record: CommitRecord) -> None:
+        """Look again at jobs that waited for what this commit brought."""
+        there = {job.job_id for job in record.jobs}
+        for job in record.jobs:
+            for artifact in job.artifacts:
+                there |= {artifact.artifact_id, f"job:{job.job_id}/{artifact.name}"}
+        for job_id, wait in list(self._waiting.items()):
+            if not wait.references.isdisjoint(there):
+                del self._waiting[job_id]
 
     def _next_moment(self) -> datetime:
         """Now, but always later than the newest commit: clocks may jump back."""
         now = utc_now()
-        newest = self._manifest.rows("SELECT max(committed_at_utc) FROM commits")[0][0]
-        if newest is None:
+        newest = self._manifest.named("newest_moment", ())
+        if not newest:
             return now
-        return max(now, datetime.fromisoformat(newest) + timedelta(microseconds=1))
+        return max(now, datetime.fromisoformat(newest[0][0]) + timedelta(microseconds=1))
 
     def _has_objects(self, record: JobRecord, candidate: _Candidate) -> bool:
         """Whether every object the record relies on is there; a missing one is linked again."""
@@ -361,7 +425,9 @@ class Writer:
             if not source.exists() or file_hash(source) != artifact.file_hash:
                 self._send_back(candidate.path, f"object {artifact.sha256} is missing")
                 return False
-            target.parent.mkdir(exist_ok=True)
+            if not target.parent.is_dir():
+                target.parent.mkdir()
+                disk.sync_dir(target.parent.parent)
             disk.sync_file(source)
             disk.link_new(source, target)
             disk.sync_dir(target.parent)
@@ -372,93 +438,33 @@ class Writer:
     def _answer(self, candidates: list[_Candidate], record: CommitRecord) -> None:
         """Write receipts and reasons, sync them together, move the jobs, tell the producers."""
         jobs = {job.verdict_id: job for job in record.jobs}
-        answers: list[tuple[_Candidate, JobRecord, Answer]] = []
+        written: list[tuple[_Candidate, JobRecord, Answer]] = []
         for candidate in candidates:
             job = jobs[candidate.verdict.verdict_id]
-            answer = self._answer_to(candidate, job, record)
+            answer = self._answer_to(job, record)
             if self._write_answer(candidate, job, answer):
-                answers.append((candidate, job, answer))
-        for candidate, job, _ in answers:
+                written.append((candidate, job, answer))
+        for candidate, job, _ in written:
             disk.sync_file(candidate.path / _answer_name(job))
-        for candidate, job, _ in answers:
+        for candidate, job, _ in written:
             self._clear(candidate, job)
             disk.sync_dir(candidate.path)
             disk.crash_point("answer.written")
             disk.move(candidate.path, self._lake.free_name(_final_state(job), candidate.job_id))
             disk.crash_point("answer.moved")
-        for state in {_final_state(job) for _, job, _ in answers}:
+        for state in {_final_state(job) for _, job, _ in written}:
             disk.sync_dir(self._lake.state_dir(state))
-        self._announce([answer for *_, answer in answers])
+        self._announce([answer for *_, answer in written])
         disk.crash_point("answer.done")
 
-    def _answer_to(self, candidate: _Candidate, job: JobRecord, record: CommitRecord) -> Answer:
+    def _answer_to(self, job: JobRecord, record: CommitRecord) -> Answer:
         if job.outcome is Outcome.REJECTED:
-            document = self._reason(candidate, job, record).to_bytes()
+            document = answers.reason(job, record).to_bytes()
         else:
-            document = self._receipt(candidate, job, record).to_bytes()
-        event = {
-            "job_id": candidate.job_id,
-            "outcome": str(job.outcome),
-            "seq": record.seq,
-            "run_id": job.run_id,
-            "producer": job.producer,
-            "kind": job.kind,
-            "at": record.committed_at_utc,
-            "artifacts": [
-                {"artifact_id": a.artifact_id, "name": a.name, "kind": a.kind}
-                for a in job.artifacts
-            ],
-            "problems": [p.code for p in job.problems],
-        }
-        return Answer(
-            candidate.job_id, job.submission_id, job.outcome, record.seq, document, event
-        )
-
-    def _receipt(self, candidate: _Candidate, job: JobRecord, record: CommitRecord) -> Receipt:
-        warnings = list(job.warnings)
-        if job.outcome is Outcome.REPEATED and job.first_seq is not None:
-            record = self._commit_of(job.first_seq).record
-            done = (Outcome.COMMITTED, candidate.job_id)
-            job = next(j for j in record.jobs if (j.outcome, j.job_id) == done)
-            warnings.append("repeated: this job was committed before; nothing was added")
-        return Receipt(
-            job_id=candidate.job_id,
-            submission_id=candidate.verdict.submission_id,
-            job_digest=job.job_digest,
-            seq=record.seq,
-            status=str(Outcome.COMMITTED),
-            committed_at_utc=record.committed_at_utc,
-            warnings=warnings,
-            artifacts=[
-                ReceiptArtifact(
-                    name=a.name,
-                    artifact_id=a.artifact_id,
-                    deduped=a.decision == "deduped",
-                    mode=a.mode,
-                    file_hash=a.file_hash,
-                    content_hash=a.content_hash,
-                    rows=a.rows,
-                    path=self._lake.public(self._lake.object_path(a.sha256)),
-                    warnings=a.warnings,
-                )
-                for a in job.artifacts
-            ],
-        )
-
-    def _reason(
-        self, candidate: _Candidate, job: JobRecord, record: CommitRecord
-    ) -> RejectReason:
-        first = job.problems[0]
-        return RejectReason(
-            code=first.code,
-            message=first.message,
-            hint=first.hint,
-            problems=job.problems,
-            job_id=candidate.job_id,
-            submission_id=job.submission_id,
-            rejected_at_utc=record.committed_at_utc,
-            seq=record.seq,
-        )
+            first = record if job.first_seq is None else self._commit_of(job.first_seq).record
+            document = answers.receipt(self._lake, job, first).to_bytes()
+        event = answers.event(job, record)
+        return Answer(job.job_id, job.submission_id, job.outcome, record.seq, document, event)
 
     def _write_answer(self, candidate: _Candidate, job: JobRecord, answer: Answer) -> bool:
         try:
@@ -481,15 +487,15 @@ class Writer:
 
     # ── step 11: views ────────────────────────────────────────────────────────────────────────
 
-    def _follow(self, record: CommitRecord) -> None:
-        self._link(record)
-        disk.crash_point("views.linked")
-        self._trees.append(record.seq)
-        self._exports_dirty = True
-
     def _link(self, record: CommitRecord) -> None:
         views.link_artifacts(self._lake, record)
         views.unlink_inactive(self._lake, record, self._manifest)
+        self._linked = record.seq
+
+    def _link_until(self, seq: int) -> None:
+        """Do what an earlier drain or writer committed and did not link."""
+        for number in range(self._linked + 1, seq + 1):
+            self._link(self._commit_of(number).record)
 
     def _bring_views_forward(self) -> bool:
         """One slice of view work while nothing is ready; True when nothing is left to do."""
@@ -504,7 +510,7 @@ class Writer:
     def _in_flight(self) -> bool:
         """Whether validators have work: then more commits come soon, and snapshots can wait."""
         states = (JobState.VALIDATING, JobState.STAGED)
-        return any(self._lake.count(state) for state in states)
+        return any(self._lake.has_any(state) for state in states)
 
     def _publish(self) -> None:
         started_s = time.monotonic()
@@ -517,19 +523,17 @@ class Writer:
     def _build_some_trees(self) -> bool:
         """Some link-tree work; False when there is none."""
         if self._tree is None:
-            if not self._trees:
+            if self._treed >= self.seq:
                 return False
-            self._tree = views.build_trees(self._lake, self._commit_of(self._trees[0]).record)
+            self._tree = views.build_trees(self._lake, self._commit_of(self._treed + 1).record)
         if not views.take(self._tree, _TREE_STEPS):
             self._tree = None
-            self._trees.popleft()
+            self._treed += 1
         return True
 
     def _progress(self) -> dict[str, int]:
         """How far the file views are; written beside the next commit, so it may lag, never lead."""
-        seq = self._manifest.applied[0]
-        trees = self._trees[0] - 1 if self._trees else seq
-        return {"links": seq, "trees": trees}
+        return {"links": self._linked, "trees": self._treed}
 
     # ── mending and rebuilding ────────────────────────────────────────────────────────────────
 
@@ -544,19 +548,32 @@ class Writer:
 
     def rebuild(self, *, trees: bool = True) -> None:
         """Recreate every view from objects and journal; run trees follow in the background."""
+        self._lake.create()
         self._catalog.close()
         self._manifest.close()
         Manifest.delete(self._lake)
         Catalog.delete(self._lake)
-        self._trees.clear()
-        self._tree = None
-        self._manifest = self._open_manifest()
-        self._resume_views()
+        self._manifest = Manifest.open(self._lake)
+        self._catch_up()
         views.prune_artifacts(self._lake, self._manifest)
         self._catalog = Catalog.open(self._lake, self._settings, self._registry, self._manifest)
         self._publish()
-        if not trees:
-            self._trees.clear()
+        self._tree = None
+        self._treed = 0 if trees else self.seq
+
+
+def _in_chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
+    """Commits in groups that are worth a transaction and bounded in memory."""
+    chunk: list[Commit] = []
+    artifacts = 0
+    for commit in commits:
+        chunk.append(commit)
+        artifacts += sum(len(job.artifacts) for job in commit.record.jobs)
+        if len(chunk) >= _REPLAY_MAX_COMMITS or artifacts >= _REPLAY_MAX_ARTIFACTS:
+            yield chunk
+            chunk, artifacts = [], 0
+    if chunk:
+        yield chunk
 
 
 def _answer_name(job: JobRecord) -> str:

@@ -37,9 +37,11 @@ LAYERS = (
     *("attempt", "submission", "staging", "objects", "claims", "readiness"),
     *("validation", "intake"),
     # commits, and what is made of them
-    *("journal", "manifest", "decisions", "views", "catalog", "exports", "writer", "verify"),
+    *("journal", "manifest", "decisions", "views", "answers", "catalog", "exports", "writer", "verify"),
+    # what people ask of it, and what they answer
+    *("lookup", "retry", "runbook"),
     # delivery: everything above runs without Celery and without Redis
-    *("broker", "app", "client", "tasks", "producers", "supervisor", "health", "demo", "cli"),
+    *("broker", "app", "client", "tasks", "producers", "supervisor", "health", "doctor", "demo", "cli"),
 )
 
 #: Third-party packages (and sqlite3) and the only layers that may import them.

@@ -10,15 +10,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
     from rich.console import Console
 
-Mood = Literal["good", "bad", "dim", "plain"]
-_STYLES: dict[Mood, str] = {"good": "green", "bad": "bold red", "dim": "dim", "plain": "none"}
+Mood = Literal["good", "bad", "dim", "heading", "plain"]
+_STYLES: dict[Mood, str] = {
+    "good": "green",
+    "bad": "bold red",
+    "dim": "dim",
+    "heading": "bold",
+    "plain": "none",
+}
 
 
 @dataclass(frozen=True, slots=True)

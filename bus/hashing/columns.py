@@ -35,6 +35,7 @@ _PER_SECOND = {
     "us": pa.scalar(10**6, pa.int64()),
     "ns": pa.scalar(10**9, pa.int64()),
 }
+_NS_U32 = {unit: pa.scalar(10**9 // n.as_py() % 2**32, pa.uint32()) for unit, n in _PER_SECOND.items()}
 _NS = dict(zip(_PER_SECOND, reversed(_PER_SECOND.values()), strict=True))
 
 
@@ -182,13 +183,17 @@ def validity(array: pa.Array) -> pa.Array:
     return _is_valid([array])
 
 
-def bits(flags: pa.Array) -> bytes:
-    """A boolean array's values packed LSB first, unused bits zero."""
-    if flags.offset:  # a kernel may hand on a slice of its input's bitmap
-        flags = pc.invert(pc.invert(flags))
-    packed = bytearray(flags.buffers()[1].slice(0, (len(flags) + 7) // 8))
-    if len(flags) % 8:
-        packed[-1] &= (1 << len(flags) % 8) - 1
+def validity_bits(array: pa.Array) -> bytes:
+    """Which rows of an array with NULL have a value: packed LSB first, unused bits zero."""
+    rows, bitmap = len(array), array.buffers()[0]
+    if bitmap is None or array.offset % 8:
+        flags = pc.invert(pc.is_null(array))  # computed anew: begins with its first bit
+        bitmap, start = flags.buffers()[1], flags.offset // 8
+    else:
+        start = array.offset // 8
+    packed = bytearray(bitmap.slice(start, (rows + 7) // 8))
+    if rows % 8:
+        packed[-1] &= (1 << rows % 8) - 1
     return bytes(packed)
 
 
@@ -308,17 +313,19 @@ class Text(Family):
         return array if self.target is None else array.cast(self.target)
 
     def parts(self, array: pa.Array) -> Parts:
-        lengths = _binary_length([array])
-        start, stop = _first_and_last_offset(array)
+        buffers = array.buffers()
+        wide = array.type.id in _WIDE_IDS
+        start, stop = _ends(array, buffers[1], wide=wide)
         if array.null_count:
-            lengths = _coalesce([lengths, _ZERO[lengths.type]])
+            lengths = _lengths(array, buffers, wide=wide)
             # Arrow allows bytes under NULL; they are not part of any value.
-            if _sum([lengths]).as_py() != stop - start:
+            if (_sum([lengths]).as_py() or 0) != stop - start:
                 return self.parts(without_null(array))
-        if lengths.type != _I32:
+        else:
+            lengths = _binary_length([array])
+        if wide:
             lengths = self._narrow(lengths)
-        text = array.buffers()[2].slice(start, stop - start) if stop > start else b""
-        return (data(lengths, 4),), text
+        return (data(lengths, 4),), buffers[2].slice(start, stop - start) if stop > start else b""
 
     def _narrow(self, lengths: pa.Array) -> pa.Array:
         try:
@@ -333,23 +340,35 @@ def without_null(text: pa.Array) -> pa.Array:
 
 
 def offsets(array: pa.Array) -> pa.Array:
-    """The ``len + 1`` offsets of a string, binary or list array, as int64."""
-    is_large = array.type in {pa.large_string(), pa.large_binary()}
-    type_, width = (pa.int64(), 8) if is_large else (pa.int32(), 4)
+    """The ``len + 1`` offsets of a string or binary array, as int64."""
+    wide = array.type.id in _WIDE_IDS
     buffer = array.buffers()[1]
     if buffer is None or len(buffer) == 0:  # an empty array may come without
-        return pa.array([0] * (len(array) + 1), pa.int64())
+        return pa.array([0] * (len(array) + 1), _I64)
+    type_ = _I64 if wide else _I32
     found = pa.Array.from_buffers(type_, len(array) + 1, [None, buffer], offset=array.offset)
-    return found if width == 8 else _cast([found], _TO_I64)  # noqa: PLR2004 - bytes of an i64
+    return found if wide else _cast([found], _TO_I64)
 
 
-def _first_and_last_offset(array: pa.Array) -> tuple[int, int]:
-    buffer = array.buffers()[1]
+def _lengths(array: pa.Array, buffers: list[Any], *, wide: bool) -> pa.Array:
+    """The distances between the offsets, as an array that is NULL where `array` is.
+
+    Unlike those of a kernel, the numbers under NULL are defined: what the offsets span there.
+    """
+    type_, rows = _I64 if wide else _I32, len(array)
+    edges = pa.Array.from_buffers(type_, rows + 1, [None, buffers[1]], offset=array.offset)
+    spans = _subtract([edges.slice(1), edges.slice(0, rows)])
+    if array.offset:
+        return _if_else([_is_valid([array]), spans, pa.scalar(None, type_)])
+    return pa.Array.from_buffers(type_, rows, [buffers[0], spans.buffers()[1]])
+
+
+def _ends(array: pa.Array, buffer: Any, *, wide: bool) -> tuple[int, int]:
+    """The first and the last offset of a string or binary array."""
     if buffer is None or len(buffer) == 0 or len(array) == 0:
         return 0, 0
-    is_large = array.type in {pa.large_string(), pa.large_binary()}
-    all_offsets = memoryview(buffer).cast("q" if is_large else "i")
-    return all_offsets[array.offset], all_offsets[array.offset + len(array)]
+    edges = memoryview(buffer).cast("q" if wide else "i")
+    return edges[array.offset], edges[array.offset + len(array)]
 
 
 class Dates(Family):
@@ -381,10 +400,16 @@ class Timestamps(Family):
     def __init__(self, type_: pa.DataType) -> None:
         self.tag = b"t" if type_.tz is None else b"T"
         self._per_second = _PER_SECOND[type_.unit]
-        self._ns = _NS[type_.unit]
+        self._ns = _NS_U32[type_.unit]
+        self._has_negative = False
+
+    def column(self, array: pa.Array) -> Column:
+        column = Column(self, array.view(_I64))
+        self._has_negative = self._has_negative or (column.bounds[0] or 0) < 0
+        return column
 
     def canonical(self, array: pa.Array) -> pa.Array:
-        return array.view(_I64)
+        return self.column(array).array
 
     def parts(self, array: pa.Array) -> Parts:
         array = filled(array)
@@ -395,11 +420,11 @@ class Timestamps(Family):
         if whole.equals(array):
             return (data(seconds, 8), bytes(4 * len(array))), None
         rest = _subtract([array, whole])
-        if _min_max([rest])[0].as_py() < 0:  # division rounds towards zero, the definition down
+        if self._has_negative:  # division rounds towards zero, the definition down
             borrow = _cast([_less([rest, _ZERO[_I64]])], _TO_I64)
             seconds = _subtract([seconds, borrow])
             rest = _add([rest, _multiply([borrow, self._per_second])])
-        nanoseconds = _cast([_multiply([rest, self._ns])], _TO_U32)
+        nanoseconds = _multiply([_cast([rest], _TO_U32), self._ns])
         return (data(seconds, 8), data(nanoseconds, 4)), None
 
 
@@ -531,6 +556,7 @@ def _ids(*names: str) -> list[int]:
 
 
 _BOOLS, _FLOATS, _NULLS = Bools(), Floats(), Nulls()  # they learn nothing: one does for all
+_WIDE_IDS = frozenset(_ids("LARGE_STRING", "LARGE_BINARY"))
 TEXT_IDS = frozenset(_ids("STRING", "LARGE_STRING", "STRING_VIEW"))
 BINARY_IDS = frozenset(_ids("BINARY", "LARGE_BINARY", "BINARY_VIEW", "FIXED_SIZE_BINARY"))
 _SCALARS: dict[int, Callable[[pa.DataType], Family]] = {

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from bus.hashing.columns import Column, Family, Nulls, bits, validity
+from bus.hashing.columns import Column, Family, Nulls, UnhashableType, bits, validity
 from bus.hashing.order import follows, is_ordered, sort_permutation, taken
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ class RowDigest:
         self._names = names
         self.families = families
         self.key_order = _key_order(names, families, sort_by)
-        self._chunks = [_ColumnChunk(family, temp_dir) for family in families]
+        self._chunks = [
+            _ColumnChunk(name, family, temp_dir)
+            for name, family in zip(names, families, strict=True)
+        ]
         self._chunk_rows = 0
         self._last: list[Column] | None = None
 
@@ -130,8 +133,9 @@ def _row(column: Column, index: int) -> Column:
 class _ColumnChunk:
     """One column's digest, and the pieces of its unfinished chunk."""
 
-    def __init__(self, family: Family, temp_dir: Path | None) -> None:
+    def __init__(self, name: str, family: Family, temp_dir: Path | None) -> None:
         self.digest = hashlib.sha256()
+        self._name = name
         self._family = family
         self._is_empty = isinstance(family, Nulls)
         self._temp_dir = temp_dir
@@ -146,7 +150,10 @@ class _ColumnChunk:
         if self._is_empty:
             return
         self._valid.append((len(array), validity(array) if array.null_count else None))
-        fixed, text = self._family.parts(array)
+        try:
+            fixed, text = self._family.parts(array)
+        except UnhashableType as error:
+            raise error.at(self._name) from None
         self._fixed.append(fixed)
         if text is not None:
             self._text.append(text)

@@ -69,9 +69,13 @@ class SubmitArtifact(Task):  # type: ignore[type-arg]
         return Job(bus, data, submission_of(bus.lake, data))
 
 
-@cache
+_buses: list[Bus] = []
+
+
 def _bus() -> Bus:
-    return Bus(settings(), ring=_ring)
+    if not _buses or _buses[0].settings is not settings():
+        _buses[:] = [Bus(settings(), ring=_ring)]
+    return _buses[0]
 
 
 # ── a producer's own connection ───────────────────────────────────────────────────────────────
@@ -83,14 +87,21 @@ def _ring(job_id: str) -> bool:
     """Send the message from a producer's program: at most 0.2 s, never an exception."""
     if time.monotonic() < getattr(_mine, "pause_until_s", 0.0):
         return False
+    used = getattr(_mine, "connection", None) is not None
     try:
-        app.send_task(SUBMIT_ARTIFACT, args=[job_id], connection=_connection(), retry=False)
+        _send(job_id)
     except Exception as error:  # noqa: BLE001 - whatever kombu raises, the sweep rings again
+        _mine.connection = None
+        if used:
+            return _ring(job_id)  # the server was restarted since we last used the connection
         log.warning("the bus is away, job %s waits in the inbox: %s", job_id, error)
         _mine.pause_until_s = time.monotonic() + PAUSE_AFTER_FAILURE_S
-        _mine.connection = None
         return False
     return True
+
+
+def _send(job_id: str) -> None:
+    app.send_task(SUBMIT_ARTIFACT, args=[job_id], connection=_connection(), retry=False)
 
 
 def _connection() -> Connection:
@@ -127,7 +138,7 @@ def _intake() -> Intake:
     return Intake(lake(), settings(), Registry.load(settings()))
 
 
-@app.task(base=SubmitArtifact, name=SUBMIT_ARTIFACT, max_retries=3)
+@app.task(base=SubmitArtifact, name=SUBMIT_ARTIFACT, max_retries=3, default_retry_delay=1)
 def submit_artifact(job_id: str) -> None:
     """Judge the job, and whatever else waits (steps 3 to 6); then the writer is rung."""
     if not _ID.match(str(job_id)):
@@ -172,7 +183,7 @@ def _look_again(later: dict[str, float]) -> None:
             send(SUBMIT_ARTIFACT, name, countdown_s=delay_s + 0.01)
 
 
-@app.task(name=SWEEP, max_retries=3)
+@app.task(name=SWEEP, max_retries=3, default_retry_delay=1)
 def sweep() -> None:
     """Look for what no bell told of; beat's extra one beside the pump's own."""
     _drain(None)
@@ -180,7 +191,7 @@ def sweep() -> None:
         ring_writer(anyway=True)
 
 
-@app.task(name=VERIFY_SAMPLE, max_retries=3)
+@app.task(name=VERIFY_SAMPLE, max_retries=3, default_retry_delay=1)
 def verify_sample() -> None:
     """Re-hash a few objects, the longest unchecked first; damage is reported to the writer."""
     from bus import verify  # noqa: PLC0415 - producers need it not

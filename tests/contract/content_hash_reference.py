@@ -212,7 +212,9 @@ def _scalar_parts(type_: str, values: list[Value]) -> bytes:
 
 def _float(value: Value) -> bytes:
     number = float(value or 0)
-    return bytes.fromhex("000000000000f87f") if math.isnan(number) else struct.pack("<d", number + 0)
+    return (
+        bytes.fromhex("000000000000f87f") if math.isnan(number) else struct.pack("<d", number + 0)
+    )
 
 
 def _decimal(value: str | None) -> tuple[int, int]:

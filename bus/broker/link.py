@@ -1,9 +1,4 @@
-"""Redis: every key, where the server is, doorbells, receipts, events, heartbeats.
-
-Nothing here is the truth. Jobs are files; Redis holds bells that say "look", answers for those who
-wait, and signs of life. `FLUSHALL` costs latency, never a job; a server that is down or hung costs
-a producer at most a fifth of a second, and never an exception from `ring`.
-"""
+"""The connection: bells, answers, events, signs of life; nothing fails because Redis is away."""
 
 from __future__ import annotations
 
@@ -13,16 +8,14 @@ import os
 import threading
 import time
 import weakref
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Protocol, Self
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Protocol
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from bus import disk
+from bus.broker.endpoint import PRODUCER_TIMEOUT_S, Address, address, open_redis
+from bus.broker.keys import DOORBELL_TTL_S, INGEST, Keys
 from bus.errors import Code, Unavailable
 from bus.lake import Lake
 from bus.model import iso, utc_now
@@ -34,185 +27,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bus.broker")
 
-#: Celery's queues; kombu keeps each in a list of this name, behind the prefix.
-INGEST = "ingest"
-WRITER = "writer"
-
-NOTIFY_MAX_BYTES = 4096
-BAD_MAX = 1000
-DOORBELL_TTL_S = 10
-EXPORT_BELL_TTL_S = 60
 HEARTBEAT_S = 2.0
 #: A process without a sign for this long is taken for dead.
 SILENT_AFTER_S = 15.0
 _FORGET_AFTER_S = 3600.0
-
-#: Three steps make the first command (connect, log in, the command): together within 0.2 s.
-PRODUCER_TIMEOUT_S = 0.06
-WORKER_TIMEOUT_S = 10.0
-#: After a failure producers do not ask again for this long: a hung server costs them once a second.
+#: After a failure nobody asks again for this long: a hung server costs a producer once a second.
 PAUSE_AFTER_FAILURE_S = 1.0
 _BLOCK_S = 1.0
 _ANSWERS_AT_ONCE = 100
-_TAKE_MAX = 500
-_TAKE_BLOCK_S = 0.5
-_SHOWN_BYTES = 512
-
-
-class Keys:
-    """Every key of the bus in Redis. Kombu's own (queues, unacked …) carry the same prefix."""
-
-    def __init__(self, prefix: str = "") -> None:
-        #: What stands before every key: empty on the bundled server, the lake's on a shared one.
-        self.prefix = prefix
-        #: List. Producers LPUSH ``{"job_id": "…"}`` or a bare id; the pump takes from the right.
-        self.notify = f"{prefix}bus:notify"
-        #: List. Notifications the pump is working on; put back when a pump starts.
-        self.processing = f"{prefix}bus:notify:processing"
-        #: List, newest first, at most BAD_MAX. Notifications nobody understood, with the reason.
-        self.bad = f"{prefix}bus:notify:bad"
-        #: String, SET NX EX. There is a bell for the writer that it has not answered yet.
-        self.doorbell = f"{prefix}bus:doorbell"
-        #: String, SET NX EX. A look at the exports is due and scheduled.
-        self.export_bell = f"{prefix}bus:exports:due"
-        #: Stream, MAXLEN ~ events_max. What happened: one entry a job, for whoever listens.
-        self.events = f"{prefix}bus:events"
-        #: Hash process -> JSON. When each process last showed a sign of life.
-        self.heartbeats = f"{prefix}bus:heartbeats"
-        #: Hash name -> number. What the pump moved, refused and rang, since the server is empty.
-        self.counters = f"{prefix}bus:counters"
-        #: List. Celery's queue of `submit_artifact` and `verify_sample`.
-        self.ingest = f"{prefix}{INGEST}"
-        #: List. Celery's queue of `commit_ready`, `refresh_exports` and `publish_export`.
-        self.writer = f"{prefix}{WRITER}"
-        #: Hash. Celery's messages that were delivered and not yet acknowledged.
-        self.unacked = f"{prefix}unacked"
-
-    def receipt(self, job_id: str) -> str:
-        """List of one entry, EXPIRE receipt_ttl_s: the answer; waiters BLMOVE it onto itself."""
-        return f"{self.prefix}bus:receipt:{job_id}"
-
-    def later(self, job_id: str) -> str:
-        """String, SET NX PX: a look at this unfinished job is scheduled already."""
-        return f"{self.prefix}bus:later:{job_id}"
-
-
 _BARE = Keys()
-#: The plain list, which producers of any language know, on a server that lakes share.
-PLAIN_NOTIFY = _BARE.notify
-
-
-# ── where the server is ───────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A Redis and the prefix of this lake's keys on it."""
-
-    url: str
-    prefix: str
-
-    @property
-    def shared(self) -> bool:
-        """Whether other lakes may use the same server."""
-        return bool(self.prefix)
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """endpoint.json: how to reach a running bus, and its processes {name: pid}."""
-
-    url: str
-    prefix: str
-    pid: int
-    started_at_utc: str
-    processes: dict[str, int] = field(default_factory=dict)
-    flower: dict[str, str] | None = None
-
-    def to_bytes(self) -> bytes:
-        """The document, with the parts of the url beside it for clients without a parser."""
-        parts = urlsplit(self.url)
-        found = {
-            "host": parts.hostname or "127.0.0.1",
-            "port": parts.port or 6379,
-            "username": parts.username or "default",
-            "password": parts.password or "",
-        }
-        return json.dumps(found | asdict(self), indent=2).encode() + b"\n"
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The inverse of `to_bytes`; ValueError or KeyError when it is not that document."""
-        found = json.loads(data)
-        return cls(**{name: found[name] for name in cls.__dataclass_fields__})
-
-
-def endpoint(lake: Lake) -> Endpoint | None:
-    """What the running bus says of itself, or None when none runs (or its file is damaged)."""
-    try:
-        return Endpoint.from_bytes(lake.endpoint.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("endpoint file not readable: %s", error)
-        return None
-
-
-def write_endpoint(lake: Lake, value: Endpoint) -> None:
-    """Publish `value` for clients of this user (mode 0600, by rename)."""
-    disk.replace_view(lake.endpoint, value.to_bytes(), mode=0o600)
-
-
-def address(settings: Settings, lake: Lake | None = None) -> Address | None:
-    """The Redis of these settings: `redis_url`, else that of the running bus, else None."""
-    lake = lake or Lake(settings.lake, settings.public_lake)
-    running = endpoint(lake)
-    if settings.redis_url:
-        same = running is not None and running.url == settings.redis_url
-        known = running.prefix if running is not None and same else default_prefix(lake)
-        chosen = settings.redis_prefix
-        return Address(settings.redis_url, known if chosen is None else chosen)
-    if running is None:
-        return None
-    return Address(running.url, running.prefix)
-
-
-def default_prefix(lake: Lake) -> str:
-    """The prefix on a server that is not this lake's own."""
-    return f"bus-{lake.identity}:"
-
-
-def open_redis(
-    url: str, *, timeout_s: float, block_s: float = 0.0, name: str | None = None
-) -> redis.Redis:
-    """A client of `url` that never retries by itself; `block_s` is its longest blocking command."""
-    return redis.Redis.from_url(
-        url,
-        socket_connect_timeout=min(timeout_s, 5.0),
-        socket_timeout=timeout_s + block_s,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-        client_name=name,
-        protocol=2,  # with no greeting and no driver's name the first command comes at once
-        driver_info=None,
-    )
-
-
-def connect(settings: Settings, *, timeout_s: float = PRODUCER_TIMEOUT_S) -> redis.Redis | None:
-    """A client of the lake's Redis that answers now, or None."""
-    where = address(settings)
-    if where is None:
-        return None
-    client = open_redis(where.url, timeout_s=timeout_s)
-    try:
-        client.ping()
-    except redis.RedisError:
-        client.close()
-        return None
-    return client
-
-
-# ── the connection ────────────────────────────────────────────────────────────────────────────
 
 
 class Answered(Protocol):
@@ -493,62 +316,6 @@ class Broker:
         if not self._connected():
             return False
         return self._try("heartbeat", ("HDEL", self.keys.heartbeats, process)) is not None
-
-
-class Notifications:
-    """One notify list, as the pump reads it. Every method raises `Unavailable` (E501).
-
-    An entry moves to the processing list before anyone looks at it, and leaves that when it is
-    dealt with: a pump that dies in between finds it again.
-    """
-
-    def __init__(self, where: Address, source: str) -> None:
-        self._keys = Keys(where.prefix)
-        self._source = source
-        self._client = open_redis(where.url, timeout_s=WORKER_TIMEOUT_S, block_s=_TAKE_BLOCK_S)
-
-    def recover(self) -> None:
-        """Put back what a predecessor was working on."""
-        command = ("LMOVE", self._keys.processing, self._source, "LEFT", "RIGHT")
-        while self._run([command])[0] is not None:
-            pass
-
-    def take(self) -> list[bytes]:
-        """The oldest entries, at most 500; waits half a second for one, then returns none."""
-        lists = (self._source, self._keys.processing, "RIGHT", "LEFT")
-        first = self._run([("BLMOVE", *lists, _TAKE_BLOCK_S)])[0]
-        if first is None:
-            return []
-        waiting = min(self._run([("LLEN", self._source)])[0], _TAKE_MAX - 1)
-        more = self._run([("LMOVE", *lists)] * waiting) if waiting else []
-        return [first, *(entry for entry in more if entry is not None)]
-
-    def settle(self, entries: Iterable[bytes], bad: Iterable[tuple[bytes, str]] = ()) -> None:
-        """The entries are dealt with; `bad` ones (with the reason) are kept for a look."""
-        keys = self._keys
-        commands: list[tuple[Any, ...]] = [
-            ("LREM", keys.processing, -1, entry) for entry in entries
-        ]
-        for entry, reason in bad:
-            shown = entry[:_SHOWN_BYTES].decode(errors="backslashreplace")
-            kept = {"reason": reason, "entry": shown, "size_bytes": len(entry)}
-            commands.append(("LPUSH", keys.bad, json.dumps(kept | {"at_utc": iso(utc_now())})))
-            commands.append(("LTRIM", keys.bad, 0, BAD_MAX - 1))
-            commands.append(("HINCRBY", keys.counters, "notify_bad", 1))
-        self._run(commands)
-
-    def close(self) -> None:
-        """Drop the connection."""
-        self._client.close()
-
-    def _run(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-        try:
-            pipe = self._client.pipeline(transaction=False)
-            for command in commands:
-                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-            return pipe.execute()
-        except (redis.RedisError, OSError) as error:
-            raise Unavailable(str(error), where=self._source) from None
 
 
 def _text(value: bytes | str) -> str:

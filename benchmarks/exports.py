@@ -1,0 +1,126 @@
+"""Golden exports: nothing changed means nothing rewritten; a burst means a handful of rebuilds.
+
+Counted from outside, as a reader would notice: how often the file of an export was replaced.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from benchmarks import inputs, lakes
+from benchmarks.live import live_bus
+from bus.demo import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from benchmarks.live import LiveBus
+    from benchmarks.workshop import Workshop
+
+_EXPORT = "alerts_std"
+_ROWS = 20
+_LOOK_S = 0.003
+_PATIENCE_S = 60.0
+#: Other people's commits, after which the exports are looked at again, and find nothing to do.
+_UNRELATED_JOBS = 3
+
+
+def measure(shop: Workshop) -> None:
+    """A burst of 500 jobs of alerts, then jobs that no export of alerts depends on."""
+    jobs = shop.size(500, 100)
+    with shop.room("exports") as folder:
+        lake = lakes.new_lake(folder / "lake")
+        side = lakes.new_lake(folder / "side")
+        files = _alerts(folder / "files", jobs)
+        job_ids = lakes.stage(side, list(lakes.each_alone(files)), "alerts", kind=_EXPORT)
+        with live_bus(lake) as bus, _counted(lake.export_path(_EXPORT)) as seen:
+            bus.warm_up(side, shop.files(8))
+            _settle(lambda: bool(seen.versions))
+            before = len(seen.versions)
+            lakes.hand_over(side, lake, job_ids)
+            begin_s = time.perf_counter()
+            bus.ring_and_wait(job_ids)
+            burst_s = time.perf_counter() - begin_s
+            _settle(lambda: _rows_in(lake.export_path(_EXPORT)) == jobs * _ROWS)
+            fresh_s = time.perf_counter() - begin_s - burst_s
+            rebuilds = len(seen.versions) - before
+            rewrites = _rewrites_for_nothing(bus, shop, side, seen)
+    remark = f"burst {burst_s:.1f} s, export complete {fresh_s:.1f} s later"
+    shop.show("exports.rebuilds_in_a_burst", rebuilds, "rebuilds", at_most=10, remark=remark)
+    shop.show("exports.rewrites_of_unchanged", rewrites, "rewrites", at_most=0)
+
+
+def _alerts(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    return [
+        inputs.write(tables.alerts(n, _ROWS, f"run-{n}"), folder / f"{n}.parquet")
+        for n in range(count)
+    ]
+
+
+def _rewrites_for_nothing(bus: LiveBus, shop: Workshop, side: lakes.Lake, seen: _Seen) -> int:
+    """Commit what the export does not read, until the exports' status covers it."""
+    before = len(seen.versions)
+    status = bus.lake.export_status
+    looked_at = status.stat().st_ino
+    for number in range(_UNRELATED_JOBS):
+        job_ids = lakes.stage(side, [[shop.files(8)[number]]], f"unrelated-{number}")
+        lakes.hand_over(side, bus.lake, job_ids)
+        bus.ring_and_wait(job_ids)
+    _settle(lambda: status.stat().st_ino != looked_at)
+    return len(seen.versions) - before
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Every file that stood under a name: (inode, mtime)."""
+
+    versions: list[tuple[int, int]] = field(default_factory=list)
+
+    def look(self, path: Path) -> None:
+        """Note the file that stands there now, if it is another one."""
+        try:
+            there = path.stat()
+        except FileNotFoundError:
+            return
+        version = (there.st_ino, there.st_mtime_ns)
+        if not self.versions or self.versions[-1] != version:
+            self.versions.append(version)
+
+
+@contextmanager
+def _counted(path: Path) -> Iterator[_Seen]:
+    """Watch a name for the length of a block."""
+    seen = _Seen()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            seen.look(path)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def _rows_in(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows) if path.exists() else 0
+
+
+def _settle(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "the exports did not come to rest in time"
+        time.sleep(0.02)

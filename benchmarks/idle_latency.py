@@ -1,0 +1,115 @@
+"""One job at a time on an idle bus: from the call of `submit` to its row, found by somebody else.
+
+The clock starts when `submit` is called (so making the Parquet file and its syncs count) and stops
+when another process has opened the newly published catalog, found the row of that run, and opened
+the Parquet file at the row's path. Samples of all clean rounds are pooled.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import quantiles
+from typing import TYPE_CHECKING
+
+from benchmarks import inputs, lakes
+from benchmarks.live import LiveBus, live_bus
+from benchmarks.watcher import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.rounds import Lap
+    from benchmarks.workshop import Workshop
+
+_PERIOD_S = 0.2
+_SAMPLES_A_ROUND = 50
+_WARM_UP = 10
+
+
+def measure(shop: Workshop) -> None:
+    """With 10,000 artifacts catalogued there are goals; then during an export; then 100,000."""
+    idle_p99_ms = _idle(shop, 10_000, has_goal=True)
+    _during_export(shop, idle_p99_ms)
+    _idle(shop, shop.size(100_000, 20_000), has_goal=False)
+
+
+def _idle(shop: Workshop, artifacts: int, *, has_goal: bool) -> float:
+    """p99 in milliseconds."""
+    with shop.room("idle") as folder:
+        lake = lakes.grown_lake(folder / "lake", artifacts)
+        lakes.catalogue(lake)
+        with live_bus(lake) as bus, Watcher(lake.catalog_db) as watcher:
+            producer = _Producer(bus, watcher)
+            producer.take(_WARM_UP)
+            wanted = 5 if has_goal else 2
+            rounds = shop.plan(100, wanted).run({"idle": partial(_sample, producer)})
+    found = [sample for samples in rounds.noted("idle", "samples") for sample in samples]
+    p50_ms, p99_ms = _percentiles([sample.seen_s for sample in found])
+    staged_ms, _ = _percentiles([sample.staged_s for sample in found])
+    name = f"idle_latency.{artifacts}"
+    goals = (50, 120) if has_goal else (None, None)
+    remark = f"of which staging {staged_ms:.1f} ms; {len(found)} samples"
+    shop.show(f"{name}.p50", p50_ms, "ms", at_most=goals[0], rounds=rounds, remark=remark)
+    shop.show(f"{name}.p99", p99_ms, "ms", at_most=goals[1], rounds=rounds)
+    cpu_ms = rounds.cpu_s("idle") / _SAMPLES_A_ROUND * 1000
+    shop.show(f"{name}.cpu_per_job", cpu_ms, "CPU ms", rounds=rounds, remark="all processes")
+    return p99_ms
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Seconds from the call of submit until it returned, and until somebody else had the rows."""
+
+    staged_s: float
+    seen_s: float
+
+
+@dataclass(slots=True)
+class _Producer:
+    """Submits one table after the other, never two at once."""
+
+    bus: LiveBus
+    watcher: Watcher
+    submitted: int = 0
+    _random: random.Random = field(default_factory=lambda: random.Random(1))  # noqa: S311
+
+    def take(self, count: int, go_on: Callable[[], bool] = lambda: True) -> list[_Sample]:
+        """Up to that many samples, five a second, out of step with every timer of the bus."""
+        samples = []
+        for _ in range(count):
+            if not go_on():
+                break
+            next_s = time.monotonic() + _PERIOD_S * self._random.uniform(0.75, 1.25)
+            samples.append(self._one())
+            time.sleep(max(0.0, next_s - time.monotonic()))
+        return samples
+
+    def _one(self) -> _Sample:
+        self.submitted += 1
+        run_id = f"idle-{self.submitted}"
+        table = inputs.mixed(2_000_000 + 10 * self.submitted)
+        self.watcher.expect(run_id, table.num_rows)
+        begin_s = time.monotonic()
+        self.bus.client.submit(
+            table,
+            kind=inputs.KIND,
+            producer=inputs.PRODUCER,
+            run_id=run_id,
+            logical_key=f"token={self.submitted}",
+        )
+        staged_s = time.monotonic() - begin_s
+        return _Sample(staged_s, self.watcher.seen_s() - begin_s)
+
+
+def _sample(producer: _Producer, lap: Lap) -> None:
+    with lap.measured():
+        lap.notes["samples"] = producer.take(_SAMPLES_A_ROUND)
+
+
+def _percentiles(seconds: list[float]) -> tuple[float, float]:
+    """p50 and p99 in milliseconds."""
+    cuts = quantiles(seconds, n=100, method="inclusive")
+    return cuts[49] * 1000, cuts[98] * 1000

@@ -1,0 +1,103 @@
+"""A whole bus, as `bus up` runs it: two ingest workers, the writer, pump, beat, the bundled Valkey."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import lakes
+from bus.client import Bus
+from bus.lake import Lake
+from bus.settings import Settings
+from bus.supervisor import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+WORKERS = 2
+_WARM_UP_JOBS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class LiveBus:
+    """A running bus and a client of it."""
+
+    settings: Settings
+    lake: Lake
+    client: Bus
+
+    def warm_up(self, side: Lake, files: Sequence[Path]) -> None:
+        """Let every process have done its work once: a first job pays for imports."""
+        chosen = [files[number % len(files)] for number in range(_WARM_UP_JOBS)]
+        job_ids = lakes.stage(side, list(lakes.each_alone(chosen)), "warm")
+        lakes.hand_over(side, self.lake, job_ids)
+        self.ring_and_wait(job_ids)
+
+    def ring_and_wait(self, job_ids: Sequence[str], timeout_s: float = 120.0) -> None:
+        """Ring for each job, then listen until all are answered. All must be committed.
+
+        The event stream carries one entry a job, sent together with its receipt; so one reader
+        hears of them all without asking for each.
+        """
+        begin = self._newest_event()
+        for job_id in job_ids:
+            self.client.broker.ring(job_id)
+        waiting = set(job_ids)
+        reader = self.client.broker.waiter(timeout_s)
+        key = self.client.broker.keys.events
+        while waiting:
+            command = (
+                "XREAD",
+                "COUNT",
+                1000,
+                "BLOCK",
+                int(timeout_s * 1000),
+                "STREAMS",
+                key,
+                begin,
+            )
+            found: Any = reader.execute_command(*command)  # type: ignore[no-untyped-call]
+            assert found, f"{len(waiting)} jobs were not answered in {timeout_s:g} s"
+            for entry_id, fields in _entries(found):
+                begin = entry_id
+                assert fields.get("outcome") in {None, "committed"}, fields
+                waiting.discard(fields.get("job_id", ""))
+
+    def _newest_event(self) -> str:
+        client = self.client.broker.client()
+        found: Any = client.xrevrange(self.client.broker.keys.events, count=1)
+        return found[0][0].decode() if found else "0"
+
+
+def _entries(found: Any) -> Iterator[tuple[str, dict[str, str]]]:
+    """(id, fields) of what XREAD returned, whichever protocol brought it."""
+    streams = found.items() if isinstance(found, dict) else found
+    for _, entries in streams:
+        for entry_id, fields in entries:
+            pairs = fields if isinstance(fields, dict) else _paired(fields)
+            yield _text(entry_id), {_text(k): _text(v) for k, v in pairs.items()}
+
+
+def _paired(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@contextmanager
+def live_bus(lake: Lake, **values: Any) -> Iterator[LiveBus]:
+    """Start a bus on the lake, and stop it at the end. `values` are settings."""
+    settings = Settings.load(lake.root, workers=WORKERS, **values)
+    with running(settings):
+        yield LiveBus(settings, Lake(settings.lake), Bus(settings))
+
+
+def add_export(lake: Lake, name: str, sql: str) -> None:
+    """Declare one more export in the lake's bus.toml."""
+    with (lake.root / "bus.toml").open("a") as file:
+        file.write(f"[exports.{name}]\nsql = {json.dumps(sql)}\n\n")

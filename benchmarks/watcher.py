@@ -1,0 +1,96 @@
+"""A reader in a process of its own: it says when a job's row was there, and its file readable.
+
+`python -m benchmarks.watcher CATALOG` reads lines ``run_id rows`` and answers each with the
+monotonic clock's nanoseconds at which a snapshot, opened and queried anew, had the run's row, and
+the Parquet file at the row's path was opened and had that many rows.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+import duckdb
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+_POLL_S = 0.001
+_GIVE_UP_S = 60.0
+_QUERY = "SELECT canonical_path, rows FROM catalog.artifacts_f WHERE run_id = ?"
+
+
+class Watcher:
+    """The process, seen from the producer's side."""
+
+    def __init__(self, catalog: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.watcher", str(catalog)]
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        cast("IO[str]", self._child.stdin).close()
+        self._child.wait(_GIVE_UP_S)
+
+    def expect(self, run_id: str, rows: int) -> None:
+        """Begin to look for a run."""
+        stream = cast("IO[str]", self._child.stdin)
+        stream.write(f"{run_id} {rows}\n")
+        stream.flush()
+
+    def seen_s(self) -> float:
+        """When (`time.monotonic`) what was expected was there."""
+        return int(cast("IO[str]", self._child.stdout).readline()) / 1e9
+
+
+# ── the program ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _watch(catalog: Path) -> None:
+    for line in sys.stdin:
+        run_id, rows = line.split()
+        deadline_s = time.monotonic() + _GIVE_UP_S
+        looked_at: object = None
+        while time.monotonic() < deadline_s:
+            published = _published(catalog)
+            if published is not None and published != looked_at:
+                looked_at = published
+                if _is_there(catalog, run_id, int(rows)):
+                    break
+            time.sleep(_POLL_S)
+        else:
+            raise SystemExit(f"run {run_id} was not seen in {_GIVE_UP_S:g} s")
+        print(time.monotonic_ns(), flush=True)
+
+
+def _published(catalog: Path) -> object:
+    with suppress(FileNotFoundError):
+        seen = catalog.stat()
+        return seen.st_ino, seen.st_mtime_ns
+    return None
+
+
+def _is_there(catalog: Path, run_id: str, rows: int) -> bool:
+    with duckdb.connect(str(catalog), read_only=True) as db:
+        found = db.execute(_QUERY, [run_id]).fetchone()
+    return found is not None and pq.read_metadata(found[0]).num_rows == rows == found[1]
+
+
+if __name__ == "__main__":
+    _watch(Path(sys.argv[1]))

@@ -1,0 +1,82 @@
+"""Step 10, its documents: what a producer is told. Pure: from the journal's record alone.
+
+So an answer can be written again after a crash, and comes out the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bus.model import Outcome, Receipt, ReceiptArtifact, RejectReason
+
+if TYPE_CHECKING:
+    from bus.lake import Lake
+    from bus.model import ArtifactRecord, CommitRecord, JobRecord
+
+_REPEATED = "repeated: this job was committed before; nothing was added"
+
+
+def receipt(lake: Lake, job: JobRecord, first: CommitRecord) -> Receipt:
+    """receipt.json of a committed job; of a repeated one too, then `first` is the first commit."""
+    done = job
+    warnings = list(job.warnings)
+    if job.outcome is Outcome.REPEATED:
+        first_time = (Outcome.COMMITTED, job.job_id)
+        done = next(j for j in first.jobs if (j.outcome, j.job_id) == first_time)
+        warnings = [*done.warnings, _REPEATED]
+    return Receipt(
+        job_id=job.job_id,
+        submission_id=job.submission_id,
+        job_digest=done.job_digest,
+        seq=first.seq,
+        status=str(Outcome.COMMITTED),
+        committed_at_utc=first.committed_at_utc,
+        warnings=warnings,
+        artifacts=[_receipt_artifact(lake, artifact) for artifact in done.artifacts],
+    )
+
+
+def _receipt_artifact(lake: Lake, artifact: ArtifactRecord) -> ReceiptArtifact:
+    return ReceiptArtifact(
+        name=artifact.name,
+        artifact_id=artifact.artifact_id,
+        deduped=artifact.decision == "deduped",
+        mode=artifact.mode,
+        file_hash=artifact.file_hash,
+        content_hash=artifact.content_hash,
+        rows=artifact.rows,
+        path=lake.public(lake.object_path(artifact.sha256)),
+        warnings=artifact.warnings,
+    )
+
+
+def reason(job: JobRecord, record: CommitRecord) -> RejectReason:
+    """REJECT_REASON.json of a rejected job."""
+    first = job.problems[0]
+    return RejectReason(
+        code=first.code,
+        message=first.message,
+        hint=first.hint,
+        problems=job.problems,
+        job_id=job.job_id,
+        submission_id=job.submission_id,
+        rejected_at_utc=record.committed_at_utc,
+        seq=record.seq,
+    )
+
+
+def event(job: JobRecord, record: CommitRecord) -> dict[str, Any]:
+    """The entry of the event stream."""
+    return {
+        "job_id": job.job_id,
+        "outcome": str(job.outcome),
+        "seq": record.seq,
+        "run_id": job.run_id,
+        "producer": job.producer,
+        "kind": job.kind,
+        "at": record.committed_at_utc,
+        "artifacts": [
+            {"artifact_id": a.artifact_id, "name": a.name, "kind": a.kind} for a in job.artifacts
+        ],
+        "problems": [p.code for p in job.problems],
+    }

@@ -1,0 +1,167 @@
+"""The `bus` command. One function a command, one module a group.
+
+The list below is all that is read at start: a command's module is imported when that command is
+asked for, and heavy packages inside the command, so that ``bus --help`` answers in a blink.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from bus import __version__
+from bus.cli import output
+from bus.errors import BusError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from cyclopts import App
+
+#: group -> command -> (module in this package, what it does: the first line of its docstring).
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Run a bus": {
+        "up": ("processes", "Start a whole bus on this machine and keep it running."),
+        "down": ("processes", "Stop the bus that `bus up` started."),
+        "demo": ("processes", "Take the tour: a bus of its own, real jobs, every claim checked."),
+    },
+    "Hand in tables": {
+        "submit": ("submit", "Submit Parquet files as one job."),
+        "wait": ("submit", "Wait for a job's answer and print its receipt."),
+        "retry": ("submit", "Send rejected jobs back to be judged afresh."),
+    },
+    "See what is going on": {
+        "status": ("state", "Show queues, ages, consumers, writer lag, exports and disk."),
+        "jobs": ("jobs", "List jobs, those on their way first, then the newest."),
+        "rejected": ("jobs", "Show why jobs were rejected and where their files lie."),
+        "explain": ("state", "Explain an error code, as the runbook does."),
+        "doctor": ("state", "Check that this machine and this lake are fit for a bus."),
+    },
+    "Read the lake": {
+        "runs": ("reading", "List runs, the newest first."),
+        "show": ("reading", "Show all that is known of an artifact, a job, a run or a kind."),
+        "path": ("reading", "Print the absolute path of an artifact's Parquet file."),
+        "query": ("reading", "Run one SELECT over the published catalog."),
+    },
+    "Keep the lake": {
+        "export": ("views", "Build golden exports now, or list them."),
+        "rebuild": ("views", "Recreate every view from objects and journal."),
+        "verify": ("views", "Check every invariant of the lake."),
+    },
+    "Processes, for deployments of your own": {
+        "worker": ("processes", "Run an ingest worker: validate and hash."),
+        "writer": ("processes", "Run the writer: the only mutator."),
+        "pump": ("processes", "Run the notify pump and the sweep."),
+        "beat": ("processes", "Run beat: periodic exports and checks."),
+        "flower": ("processes", "Run Flower on the bus's queues."),
+        "health": ("state", "Check one process of this host, or the whole bus; for containers."),
+        "redis": ("state", "Send a raw command to the bus's Redis."),
+    },
+}
+_MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
+_HELP = {"--help", "-h", "help"}
+#: Options of every command that may also stand before it, and how many words they take.
+_GLOBAL = {"--json": 1, "--lake": 2}
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line; the exit code."""
+    tokens = _command_first(list(argv))
+    if not tokens or tokens[0] in _HELP:
+        _print_help()
+        return 0
+    if tokens[0] == "--version":
+        print(__version__)
+        return 0
+    return _run_command(tokens)
+
+
+def _command_first(tokens: list[str]) -> list[str]:
+    """`--lake X status` as `status --lake X`."""
+    ahead = 0
+    while ahead < len(tokens):
+        name, equals, _ = tokens[ahead].partition("=")
+        if name not in _GLOBAL:
+            break
+        ahead += 1 if equals else _GLOBAL[name]
+    if ahead >= len(tokens):
+        return tokens[ahead:]
+    return [tokens[ahead], *tokens[:ahead], *tokens[ahead + 1 :]]
+
+
+def _run_command(tokens: list[str]) -> int:
+    from cyclopts import CycloptsError
+
+    from bus.cli import failures
+
+    as_json = "--json" in tokens[: tokens.index("--") if "--" in tokens else None]
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # to stderr; errors only
+    try:
+        reply = app(tokens[0])(
+            tokens, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+        if not isinstance(reply, output.Reply):  # it printed for itself: `up`, `demo`, a help page
+            return reply or failures.OK
+        output.show(reply, as_json=as_json)
+    except CycloptsError as error:
+        return failures.of_usage(error, _page(tokens[0]), as_json=as_json)
+    except BusError as error:
+        return failures.of_bus(error, as_json=as_json)
+    except OSError as error:
+        return failures.of_system(error, as_json=as_json)
+    except KeyboardInterrupt:
+        return failures.INTERRUPTED
+    return int(reply.status)
+
+
+def _page(command: str) -> str:
+    return f"bus {command}" if command in _MODULES else "bus"
+
+
+def app(*commands: str) -> App:
+    """The cyclopts application; only `commands` are loaded, the others are but named."""
+    from cyclopts import App
+
+    application = App(
+        name="bus",
+        help_format="plaintext",
+        version=__version__,
+        suppress_keyboard_interrupt=False,
+    )
+    for name, module in _MODULES.items():
+        if name in commands:
+            application.command(load(name), name=name)
+        else:
+            application.command(f"{__name__}.{module}:{name}", name=name)
+    return application
+
+
+def load(command: str) -> Callable[..., Any]:
+    """The function behind a command."""
+    found: Callable[..., Any] = getattr(import_module(f"{__name__}.{_MODULES[command]}"), command)
+    return found
+
+
+def _print_help() -> None:
+    width = max(len(name) for name in _MODULES)
+    parts: list[output.Part] = [
+        output.Line("Artifact Bus: submit tables, query what everybody submitted."),
+        output.Line(""),
+        output.Line("Usage: bus COMMAND [--lake PATH] [--json] ..."),
+    ]
+    for group, commands in COMMANDS.items():
+        lines = [f"{name:<{width}}  {summary}" for name, (_, summary) in commands.items()]
+        parts += [output.Line(""), output.Block(group, lines, "heading")]
+    parts += [
+        output.Line(""),
+        output.Line("Examples: bus COMMAND --help. A tour: bus demo. Version: bus --version."),
+    ]
+    output.show(output.Reply({}, lambda: parts), as_json=False)

@@ -1,0 +1,56 @@
+"""From an error to what a person reads and what the shell is told: the only place that decides.
+
+Exit codes: 0 done · 1 an expected failure (rejected, not found, no answer in time, damage found) ·
+2 usage or infrastructure (bad arguments, no lake, no Redis, disk full) · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from bus.cli.output import Block, complain, print_json, problem_blocks
+from bus.errors import BusError, Code, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from cyclopts import CycloptsError
+
+OK = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+_BROKEN_PIPE = 141
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def of_bus(error: BusError, *, as_json: bool) -> int:
+    """Report an error that the bus raised on purpose; the exit code."""
+    if as_json:
+        print_json({"error": error.as_dict()})
+    else:
+        complain(problem_blocks(p.as_dict() for p in error.problems))
+    return USAGE if isinstance(error, Refused | Unavailable) else FAILED
+
+
+def of_usage(error: CycloptsError, command: str, *, as_json: bool) -> int:
+    """Report a command line that was not understood; the exit code."""
+    message = str(error).strip()
+    hint = f"See: {command} --help"
+    if as_json:
+        print_json({"error": {"code": "usage", "where": command, "message": message, "hint": hint}})
+    else:
+        complain([Block(message, [hint], "bad")])
+    return USAGE
+
+
+def of_system(error: OSError, *, as_json: bool) -> int:
+    """Report what the operating system refused; the exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    code = Code.E504 if error.errno in _FULL else Code.E505
+    message = error.strerror or str(error)
+    where = str(error.filename or "")
+    return of_bus(Unavailable(message, code=code, where=where), as_json=as_json)

