@@ -195,7 +195,7 @@ class Catalog:
                 "temp_directory": str(path.parent / "spill"),
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
-                "python_enable_replacement_scans": False,
+                "python_enable_replacements": False,
             },
         )
         # Nothing is lost without a write-ahead log: what a crash forgets, the manifest still knows.

@@ -98,6 +98,21 @@ CREATE TABLE pin_facts(
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (pin, artifact_id, added_seq)) WITHOUT ROWID;
 
+-- What commits added and ended, for the views that follow commit by commit.
+CREATE INDEX artifact_facts_ended ON artifact_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX lineage_facts_added ON lineage_facts(added_seq);
+CREATE INDEX lineage_facts_ended ON lineage_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX tag_facts_added ON tag_facts(added_seq);
+CREATE INDEX tag_facts_ended ON tag_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX supersede_facts_added ON supersede_facts(added_seq);
+CREATE INDEX supersede_facts_ended ON supersede_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX tombstone_facts_added ON tombstone_facts(added_seq);
+CREATE INDEX tombstone_facts_ended ON tombstone_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX alias_facts_added ON alias_facts(added_seq);
+CREATE INDEX alias_facts_ended ON alias_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX pin_facts_added ON pin_facts(added_seq);
+CREATE INDEX pin_facts_ended ON pin_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+
 -- How far the views behind this one have come; not part of the truth, only a hint where to go on.
 CREATE TABLE progress(view TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 

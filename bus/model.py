@@ -390,6 +390,16 @@ class Verdict(Document):
     problems: list[ProblemDoc] = []
     warnings: list[str] = []
 
+    @model_validator(mode="after")
+    def _can_be_answered(self) -> Self:
+        """The writer commits first and answers then: what it cannot answer, it must not read."""
+        if self.accepted == bool(self.problems):
+            raise PydanticCustomError("verdict", "accepted with problems, or rejected without")
+        whose = (self.run_id, self.producer, self.kind, self.created_at_utc, self.job_digest)
+        if self.accepted and None in whose:
+            raise PydanticCustomError("verdict", "accepted without saying whose job it is")
+        return self
+
 
 class Outcome(StrEnum):
     """How a submission ended; in the journal for good."""

@@ -9,8 +9,10 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bus.errors import Code
+if TYPE_CHECKING:
+    from bus.errors import Code
 
 _HEADING = re.compile(r"^### (E\d{3})\b[^\n]*\n(.*?)(?=^#{1,3} |\Z)", re.MULTILINE | re.DOTALL)
 

@@ -16,11 +16,11 @@ import re
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bus.errors import Code, Refused, Unavailable
 from bus.sqltypes import literal
@@ -100,7 +100,7 @@ def connect_snapshot(
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "allow_community_extensions": False,
-            "python_enable_replacement_scans": False,
+            "python_enable_replacements": False,
         },
     )
     try:
@@ -152,7 +152,7 @@ def _rows(reader: pa.RecordBatchReader, limit: int | None) -> list[tuple[Any, ..
         if len(rows) >= most:
             break
         columns = [
-            _plain(column).to_pylist() for column in batch.slice(0, most - len(rows)).columns
+            _values(column) for column in batch.slice(0, most - len(rows)).columns
         ]
         rows.extend(zip(*columns, strict=True))
     if limit is None and len(rows) > MAX_ROWS:
@@ -160,14 +160,16 @@ def _rows(reader: pa.RecordBatchReader, limit: int | None) -> list[tuple[Any, ..
     return rows
 
 
-def _plain(column: pa.Array) -> pa.Array:
-    """What Python has no words for: nanoseconds become microseconds, wide integers stay integers."""
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        return column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    if pa.types.is_decimal(column.type) and column.type.scale == 0:
-        fits = pc.all(pc.less(pc.abs(column), 2**62)).as_py() is not False
-        return column.cast(pa.int64()) if fits else column
-    return column
+def _values(column: pa.Array) -> list[Any]:
+    """A column as plain Python: instants in UTC, microseconds at best, wide integers as integers."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and (kind.tz or kind.unit == "ns"):
+        moments = column.cast(pa.timestamp("us"), safe=False).to_pylist()
+        return [m and m.replace(tzinfo=UTC) for m in moments] if kind.tz else moments
+    values: list[Any] = column.to_pylist()
+    if pa.types.is_decimal(kind) and kind.scale == 0:
+        return [None if v is None else int(v) for v in values]
+    return values
 
 
 # ── admission ─────────────────────────────────────────────────────────────────────────────────

@@ -96,6 +96,12 @@ def read_submission(directory_fd: int, name: str) -> Submission:
     )
 
 
+def is_unchanged(directory_fd: int, submission: Submission) -> bool:
+    """Whether manifest.json still holds the bytes that `submission` was read from."""
+    data, _ = read_document(directory_fd, MANIFEST, strict_json.MAX_SIZE_BYTES, Code.E101)
+    return data is not None and data == submission.manifest_bytes
+
+
 def read_document(
     directory_fd: int, name: str, limit_bytes: int, missing: Code
 ) -> tuple[bytes | None, list[Problem]]:

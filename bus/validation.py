@@ -171,7 +171,7 @@ class _Court:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._directory_fd = os.open(directory, flags)
 
-    def __enter__(self) -> _Court:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,12 +179,31 @@ class _Court:
 
     def judge(self, known: Submission | None) -> Judgement:
         """The verdict on manifest and files together."""
-        submission = known
-        if submission is None or not unchanged(self._directory_fd, submission):
-            submission = read_submission(self._directory_fd, self._directory.name)
-        self._problems += submission.problems
+        self._submission = known
+        if known is None or not is_unchanged(self._directory_fd, known):
+            self._submission = read_submission(self._directory_fd, self._directory.name)
         manifest = submission.manifest
-        for index, entry in enumerate(manifest.artifacts if manifest else ()):
-            if relpath_fault(entry.relpath) is None and entry.format == "parquet":
-                self._artifact(manifest, index, entry)
-    ...
+        if manifest is None:
+            return Judgement(_verdict(submission, self._directory.name, submission.problems), [])
+        for index, entry in enumerate(manifest.artifacts):
+            self._artifact(manifest, index, entry)
+        problems = [*submission.problems, *self._problems]
+        verdict = _verdict(submission, self._directory.name, problems)
+        if problems:
+            return Judgement(verdict, [])
+        return Judgement(self._accepted(verdict, manifest), self._files)
+
+    def _accepted(self, verdict: Verdict, manifest: JobManifest) -> Verdict:
+        meta, secrets_at = redacted(manifest.meta)
+        hashes = {facts.name: facts.content_hash for facts in self._facts}
+        return verdict.model_copy(
+            update={
+                "accepted": True,
+                "job_digest": manifest.digest(hashes),
+                "artifacts": self._facts,
+                "mutations": manifest.mutations,
+                "after": manifest.after,
+                "meta": meta,
+                "warnings": list(warnings_of(self._directory_fd, manifest, secrets_at)),
+            }
+        )

@@ -1,4 +1,4 @@
-"""The file hash, and the content hash CH1: the same for the same rows, whoever wrote them.
+r"""The file hash, and the content hash CH1: the same for the same rows, whoever wrote them.
 
 The content hash is SHA-256 over typed, columnar bytes of the rows in a total order. What follows
 is all that another program needs to compute it; integers are little-endian.
@@ -41,7 +41,7 @@ is all that another program needs to compute it; integers are little-endian.
    A run is one u8 for each value (1 = value, 0 = NULL), then the values' parts as above, part
    after part; for lists and maps: all i32 lengths, then one run of all their elements; for structs
    one run for each field. A field of a NULL struct is NULL.
-5. column digest = SHA-256(chunks); content hash = "ch1:" + hex of SHA-256(the bytes "CH1\\n", u64
+5. column digest = SHA-256(chunks); content hash = "ch1:" + hex of SHA-256(the bytes "CH1\n", u64
    rows, then for each column: u32 length of its name, name, tag, column digest).
 
 What it does not cover, and `UnhashableType` names: unions, intervals, a value of 2 GiB, spans
@@ -55,13 +55,20 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from bus.hashing.casting import LossyCast, cast, needs_cast
-from bus.hashing.columns import Column, Family, Floats, UnhashableType, decoded, decoded_type
-from bus.hashing.digest import CHUNK_ROWS, RowDigest
+from bus.hashing.columns import (
+    FLOATS,
+    Column,
+    Family,
+    UnhashableType,
+    decoded,
+    decoded_type,
+)
+from bus.hashing.digest import CHUNK_ROWS, RowDigest, key_order
 from bus.hashing.nested import family_of
 from bus.hashing.order import joined
 
@@ -161,16 +168,11 @@ class ContentHasher:
         sort_limit_bytes: int = SORT_LIMIT_BYTES,
         temp_dir: Path | None = None,
     ) -> None:
-        plan = plan or HashPlan.for_schema(schema)
-        self._columns = [
-            _Planned(schema, name, plan.columns[name])
-            for name in sorted(plan.columns, key=str.encode)
-        ]
-        self._floats = [planned for planned in self._columns if planned.is_plain_float]
-        self._sort_by = plan.sort_by
+        self._layout = _layout_of(schema, plan)
+        self._families = self._layout.new_families()
         self._temp_dir = temp_dir
         self._digest = self.empty_digest(temp_dir)
-        self._kept: list[list[Column]] | None = []
+        self._kept: list[list[Column]] = []
         self._kept_bytes = 0
         self._sort_limit_bytes = sort_limit_bytes
 
@@ -186,55 +188,53 @@ class ContentHasher:
 
     def empty_digest(self, temp_dir: Path | None) -> RowDigest:
         """A digest of these columns that has seen no row yet."""
-        names = [planned.name for planned in self._columns]
-        families = [planned.family for planned in self._columns]
-        return RowDigest(names, families, self._sort_by, temp_dir)
+        layout = self._layout
+        return RowDigest(layout.names, self._families, layout.key_order, temp_dir)
 
     def update(self, batch: pa.RecordBatch) -> dict[str, Column]:
         """Take in the next rows; what they were reduced to, by name, for whoever can use it."""
         columns = self.canonical(batch)
-        if self._kept is not None:
+        if self._kept_bytes <= self._sort_limit_bytes:
             self._keep(columns)
         self._digest.update(columns, batch.num_rows)
-        return {
-            planned.name: column for planned, column in zip(self._columns, columns, strict=True)
-        }
+        return dict(zip(self._layout.names, columns, strict=True))
 
     def _keep(self, columns: list[Column]) -> None:
-        assert self._kept is not None
         if self._kept:  # a single batch, the common case, is not worth weighing
             self._kept_bytes += sum(column.array.nbytes for column in self._kept[-1])
         self._kept.append(columns)
         if self._kept_bytes > self._sort_limit_bytes:
-            self._kept = None
+            self._kept = []
 
     def canonical(self, batch: pa.RecordBatch) -> list[Column]:
         """The hashed columns of a batch in name order, cast and reduced; takes nothing in."""
-        if len(self._floats) < 2:  # noqa: PLR2004 - nothing to share
-            return [planned.column(batch) for planned in self._columns]
-        arrays = [batch.column(planned.index) for planned in self._floats]
-        family = self._floats[0].family
-        assert isinstance(family, Floats)
-        shared = iter(family.columns(arrays))
-        return [
-            next(shared) if planned.is_plain_float else planned.column(batch)
-            for planned in self._columns
+        layout = self._layout
+        columns: list[Any] = [
+            None if is_shared else planned.column(batch, family)
+            for planned, family, is_shared in zip(
+                layout.columns, self._families, layout.is_float, strict=True
+            )
         ]
+        if layout.floats:
+            arrays = [batch.column(layout.columns[number].index) for number in layout.floats]
+            for number, column in zip(layout.floats, FLOATS.columns(arrays), strict=True):
+                columns[number] = column
+        return columns
 
     def result(self) -> str:
         """``ch1:`` + hex. Raises `OutOfOrder`. Call it once, at the end."""
         if self._digest.in_order:
             return self._digest.result()
-        if self._kept is None:
+        if self._kept_bytes > self._sort_limit_bytes:
             raise OutOfOrder(f"more than {self._sort_limit_bytes} bytes out of order")
-        kept, self._kept = self._kept, None
+        kept, self._kept = self._kept, []
         digest = self.empty_digest(self._temp_dir)
         digest.update_sorted(_concatenated(kept))
         return digest.result()
 
 
 class _Planned:
-    """One hashed column: where it stands in a batch, what it is cast to, its family."""
+    """One hashed column: where it stands in a batch, and what it is cast to."""
 
     def __init__(self, schema: pa.Schema, name: str, target: pa.DataType | None) -> None:
         self.name = name
@@ -244,23 +244,64 @@ class _Planned:
         source = schema.field(self.index).type
         self.target = target if target is not None and needs_cast(source, target) else None
         self.needs_decoding = decoded_type(source) is not source
-        try:
-            self.family: Family = family_of(self.target or source)
-        except UnhashableType as error:
-            raise error.at(name) from None
+        self.type = source if self.target is None else self.target
         is_as_stored = self.target is None and not self.needs_decoding
-        self.is_plain_float = is_as_stored and isinstance(self.family, Floats)
+        self.is_plain_float = is_as_stored and source == pa.float64()
 
-    def column(self, batch: pa.RecordBatch) -> Column:
+    def new_family(self) -> Family:
+        """A family for one table's column. Raises `UnhashableType`."""
+        try:
+            return family_of(self.type)
+        except UnhashableType as error:
+            raise error.at(self.name) from None
+
+    def column(self, batch: pa.RecordBatch, family: Family) -> Column:
+        """The canonical column. Raises `UnhashableType` and `LossyCast`."""
         array = batch.column(self.index)
         try:
             if self.needs_decoding:
                 array = decoded(array)
             if self.target is not None:
                 array = cast(array, self.target, self.name)
-            return self.family.column(array)
+            return family.column(array)
         except UnhashableType as error:
             raise error.at(self.name) from None
+
+
+class _Layout:
+    """All that schema and plan say: columns in name order, and what orders rows.
+
+    columns    the hashed columns
+    is_float   for each whether it is reduced together with other float columns
+    floats     their positions
+    key_order  positions of the columns that order rows, most significant first
+    """
+
+    def __init__(self, schema: pa.Schema, plan: HashPlan) -> None:
+        names = sorted(plan.columns, key=str.encode)
+        self.names = names
+        self.columns = [_Planned(schema, name, plan.columns[name]) for name in names]
+        self.is_float = [planned.is_plain_float for planned in self.columns]
+        self.floats = [number for number, is_float in enumerate(self.is_float) if is_float]
+        self.key_order = key_order(names, self.new_families(), plan.sort_by)
+
+    def new_families(self) -> list[Family]:
+        """A family for each column, for the rows of one table."""
+        return [planned.new_family() for planned in self.columns]
+
+
+#: The last layout, with what it was made of: artifacts of one kind follow each other.
+_last_layout: tuple[pa.Schema, HashPlan | None, _Layout] | None = None
+
+
+def _layout_of(schema: pa.Schema, plan: HashPlan | None) -> _Layout:
+    global _last_layout  # noqa: PLW0603 - a cache of one entry, replaced as a whole
+    last = _last_layout
+    if last is not None and last[1] == plan and last[0].equals(schema):
+        return last[2]
+    layout = _Layout(schema, plan or HashPlan.for_schema(schema))
+    _last_layout = (schema, plan, layout)
+    return layout
 
 
 def _concatenated(batches: list[list[Column]]) -> list[Column]:

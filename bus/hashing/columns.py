@@ -35,8 +35,8 @@ _PER_SECOND = {
     "us": pa.scalar(10**6, pa.int64()),
     "ns": pa.scalar(10**9, pa.int64()),
 }
-_NS_U32 = {unit: pa.scalar(10**9 // n.as_py() % 2**32, pa.uint32()) for unit, n in _PER_SECOND.items()}
 _NS = dict(zip(_PER_SECOND, reversed(_PER_SECOND.values()), strict=True))
+_NS_U32 = {unit: pa.scalar(number.as_py(), pa.uint32()) for unit, number in _NS.items()}
 
 
 def kernel(name: str) -> Callable[..., Any]:
@@ -183,17 +183,13 @@ def validity(array: pa.Array) -> pa.Array:
     return _is_valid([array])
 
 
-def validity_bits(array: pa.Array) -> bytes:
-    """Which rows of an array with NULL have a value: packed LSB first, unused bits zero."""
-    rows, bitmap = len(array), array.buffers()[0]
-    if bitmap is None or array.offset % 8:
-        flags = pc.invert(pc.is_null(array))  # computed anew: begins with its first bit
-        bitmap, start = flags.buffers()[1], flags.offset // 8
-    else:
-        start = array.offset // 8
-    packed = bytearray(bitmap.slice(start, (rows + 7) // 8))
-    if rows % 8:
-        packed[-1] &= (1 << rows % 8) - 1
+def bits(flags: pa.Array) -> bytes:
+    """A boolean array's values packed LSB first, unused bits zero."""
+    if flags.offset:  # a kernel may hand on a slice of its input's bitmap
+        flags = pc.invert(pc.invert(flags))
+    packed = bytearray(flags.buffers()[1].slice(0, (len(flags) + 7) // 8))
+    if len(flags) % 8:
+        packed[-1] &= (1 << len(flags) % 8) - 1
     return bytes(packed)
 
 
@@ -355,11 +351,11 @@ def _lengths(array: pa.Array, buffers: list[Any], *, wide: bool) -> pa.Array:
 
     Unlike those of a kernel, the numbers under NULL are defined: what the offsets span there.
     """
-    type_, rows = _I64 if wide else _I32, len(array)
-    edges = pa.Array.from_buffers(type_, rows + 1, [None, buffers[1]], offset=array.offset)
-    spans = _subtract([edges.slice(1), edges.slice(0, rows)])
     if array.offset:
-        return _if_else([_is_valid([array]), spans, pa.scalar(None, type_)])
+        return filled(_binary_length([array]))
+    type_, rows = _I64 if wide else _I32, len(array)
+    edges = pa.Array.from_buffers(type_, rows + 1, [None, buffers[1]])
+    spans = _subtract([edges.slice(1), edges.slice(0, rows)])
     return pa.Array.from_buffers(type_, rows, [buffers[0], spans.buffers()[1]])
 
 
@@ -555,7 +551,7 @@ def _ids(*names: str) -> list[int]:
     return [getattr(pa.lib, f"Type_{name}") for name in names]
 
 
-_BOOLS, _FLOATS, _NULLS = Bools(), Floats(), Nulls()  # they learn nothing: one does for all
+_BOOLS, FLOATS, _NULLS = Bools(), Floats(), Nulls()  # they learn nothing: one does for all
 _WIDE_IDS = frozenset(_ids("LARGE_STRING", "LARGE_BINARY"))
 TEXT_IDS = frozenset(_ids("STRING", "LARGE_STRING", "STRING_VIEW"))
 BINARY_IDS = frozenset(_ids("BINARY", "LARGE_BINARY", "BINARY_VIEW", "FIXED_SIZE_BINARY"))
@@ -564,7 +560,7 @@ _SCALARS: dict[int, Callable[[pa.DataType], Family]] = {
     pa.lib.Type_NA: lambda _: _NULLS,
     **dict.fromkeys(_ids("INT8", "INT16", "INT32", "INT64"), Integers),
     **dict.fromkeys(_ids("UINT8", "UINT16", "UINT32", "UINT64"), Integers),
-    **dict.fromkeys(_ids("HALF_FLOAT", "FLOAT", "DOUBLE"), lambda _: _FLOATS),
+    **dict.fromkeys(_ids("HALF_FLOAT", "FLOAT", "DOUBLE"), lambda _: FLOATS),
     **dict.fromkeys(TEXT_IDS | BINARY_IDS, Text),
     **dict.fromkeys(_ids("DATE32", "DATE64"), Dates),
     pa.lib.Type_TIMESTAMP: Timestamps,

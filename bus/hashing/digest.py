@@ -37,14 +37,14 @@ class RowDigest:
         self,
         names: Sequence[str],
         families: Sequence[Family],
-        sort_by: Sequence[str],
+        key_order: Sequence[int],
         temp_dir: Path | None = None,
     ) -> None:
         self.in_order = True
         self.rows = 0
         self._names = names
         self.families = families
-        self.key_order = _key_order(names, families, sort_by)
+        self.key_order = key_order
         self._chunks = [
             _ColumnChunk(name, family, temp_dir)
             for name, family in zip(names, families, strict=True)
@@ -113,10 +113,13 @@ class RowDigest:
         self._chunk_rows = 0
 
 
-def _key_order(
+def key_order(
     names: Sequence[str], families: Sequence[Family], sort_by: Sequence[str]
 ) -> list[int]:
-    """Positions of the columns that order rows: `sort_by`, the other scalars, then the nested."""
+    """Positions of the columns that order rows: `sort_by`, the other scalars, then the nested.
+
+    Raises `ValueError` when `sort_by` names a nested column.
+    """
     leading = [names.index(name) for name in sort_by]
     for index in leading:
         if not families[index].scalar:
