@@ -7,7 +7,7 @@ numbers and booleans as they are, instants and dates as ISO 8601, text cut to 64
 from __future__ import annotations
 
 import math
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
@@ -69,15 +69,15 @@ class _Column:
             if scalar is None:
                 continue
             value, whole = _plain(scalar)
-            if value is not None:
-                found[key] = value
+            found[key] = value
             if not whole:
                 found["truncated"] = True
         return found
 
 
 def _less(left: Any, right: Any) -> bool:
-    return bool(pc.less(left, right).as_py())
+    answer: bool = pc.less(left, right).as_py()
+    return answer
 
 
 def _is_ordered(type_: pa.DataType) -> bool:
@@ -92,6 +92,12 @@ def _is_ordered(type_: pa.DataType) -> bool:
     return is_text or is_view or is_number or is_moment or others
 
 
+def _is_json_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or value in _INT64
+
+
 def _kernel_type(type_: pa.DataType) -> pa.DataType | None:
     """The type that `min_max` has a kernel for, where it has none for `type_` itself."""
     if isinstance(type_, pa.DictionaryType):
@@ -102,22 +108,15 @@ def _kernel_type(type_: pa.DataType) -> pa.DataType | None:
 
 
 def _plain(scalar: pa.Scalar) -> tuple[Any, bool]:
-    """A JSON-safe value, and whether it is the whole of it; None where Python has no such value."""
+    """A JSON-safe value, and whether it is the whole of it."""
     try:
         value = scalar.as_py()
     except (ValueError, OverflowError):  # a year Python does not know
-        return str(scalar.cast(pa.int64()).as_py()), True
-    match value:
-        case str():
-            return value[:_TEXT_CHARACTERS], len(value) <= _TEXT_CHARACTERS
-        case float():
-            return (value, True) if math.isfinite(value) else (str(value), True)
-        case bool():
-            return value, True
-        case int():
-            return (value, True) if value in _INT64 else (str(value), True)
-        case datetime() | date() | time():
-            return value.isoformat(), True
-        case Decimal() | timedelta():
-            return str(value), True
-    return None, True
+        value = str(scalar.cast(pa.int64()).as_py())
+    if isinstance(value, str):
+        return value[:_TEXT_CHARACTERS], len(value) <= _TEXT_CHARACTERS
+    if isinstance(value, datetime | date | time):
+        value = value.isoformat()
+    elif isinstance(value, Decimal) or not _is_json_number(value):
+        value = str(value)
+    return value, True

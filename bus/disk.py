@@ -17,10 +17,10 @@ import shutil
 import signal
 import stat
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Iterator
 
 #: Every crash point, by the step of the commit protocol (DESIGN section 5) that it follows.
@@ -272,7 +272,7 @@ def open_up(directory: Path | str) -> None:
     """Give the owner all rights to a directory, never through a link (FOREIGN_ERRNOS apply)."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        os.chmod(f"/proc/self/fd/{fd}", 0o755)
+        os.chmod(f"/proc/self/fd/{fd}", 0o700)
     finally:
         os.close(fd)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Code(StrEnum):
-    """One kind of problem. `Code.E202.title` names it, `Code.E202.hint` says what to do."""
+    """One kind of problem. `Code.E202.label` names it, `Code.E202.hint` says what to do."""
 
     E101 = "E101"
     E102 = "E102"
@@ -87,7 +87,7 @@ class Code(StrEnum):
     E601 = "E601"
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """The code's name in words, e.g. ``missing column``."""
         return _CATALOGUE[self][0]
 
@@ -126,7 +126,7 @@ _CATALOGUE: dict[Code, tuple[str, str]] = {
         "Give a plain relative path below the job directory, such as trades.parquet.",
     ),
     Code.E109: ("artifact listed twice", "Give each artifact its own artifact_id and relpath."),
-    Code.E110: ("unknown format", "Write Parquet and say \"format\": \"parquet\"."),
+    Code.E110: ("unknown format", 'Write Parquet and say "format": "parquet".'),
     Code.E111: ("job has nothing to do", "List at least one artifact or one mutation."),
     Code.E112: (
         "COMMIT does not fit the manifest",

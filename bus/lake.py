@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bus import disk
@@ -20,6 +19,7 @@ from bus.errors import Code, JobConflict, Refused, Unavailable
 from bus.model import ID_PATTERN, JobState
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Iterator
 
 MANIFEST = "manifest.json"
@@ -188,7 +188,9 @@ class Lake:
                     continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
-                        found.append(Waiting(entry.name, entry.stat(follow_symlinks=False).st_ctime))
+                        found.append(
+                            Waiting(entry.name, entry.stat(follow_symlinks=False).st_ctime)
+                        )
                 except FileNotFoundError:
                     continue  # moved on since the directory was read
         found.sort(key=lambda w: (w.changed_at_s, w.name))
@@ -248,7 +250,7 @@ class Lake:
         return path
 
     def submissions(self, state: JobState, job_id: str) -> list[Path]:
-        """Every directory of that id in `state`, oldest first: `<job>`, `<job>~2`, …"""
+        """Every directory of that id in `state`, oldest first: `<job>`, then `<job>~2` and so on."""
         base = self.state_dir(state)
         found = [base / job_id] if (base / job_id).is_dir() else []
         number = 2

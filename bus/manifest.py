@@ -350,7 +350,7 @@ class _Applier:
             meta_json,
         )
 
-    def _mutate(self, mutation: Mutation) -> None:
+    def _mutate(self, mutation: Mutation) -> None:  # noqa: C901, PLR0912 - a case for each mutation
         match mutation:
             case Supersede(target=old, by=new):
                 self._once("supersede_facts", artifact_id=new, supersedes_artifact_id=old)

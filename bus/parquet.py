@@ -97,7 +97,7 @@ class ParquetSource:
                     batch.validate(full=True)
             except MemoryError:
                 raise  # the limits of this process, not the file, as far as we know
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - readers surprise: any error is a finding
                 raise ParquetError([_unreadable(error, self._where)]) from None
             if batch is None:
                 break
@@ -147,7 +147,7 @@ def open_parquet(
             return ParquetSource(file, where, size_bytes, limits)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - likewise
         found = [_unreadable(error, where)]
     raise ParquetError(found)
 
@@ -169,32 +169,27 @@ def _read_all(fd: int, size_bytes: int) -> bytes:
 # ── before Arrow sees it ──────────────────────────────────────────────────────────────────────
 
 
-def _form_problems(
-    fd: int, size_bytes: int, where: str, limits: ParquetLimits
-) -> list[Problem]:
+def _form_problems(fd: int, size_bytes: int, where: str, limits: ParquetLimits) -> list[Problem]:
     """What head and tail tell: is it Parquet, is it whole, is its footer of a sane size."""
     head = os.pread(fd, len(_MAGIC), 0)
-    if head == _MAGIC_ENCRYPTED:
-        return [problem(Code.E309, where, "the footer is encrypted")]
-    if head != _MAGIC:
-        message = "the file is empty" if size_bytes == 0 else f"begins with {head!r}, not PAR1"
-        return [problem(Code.E307, where, message)]
-    if size_bytes < _SMALLEST_BYTES:
-        return [problem(Code.E308, where, f"ends after {size_bytes} bytes")]
-    tail = os.pread(fd, _TAIL_BYTES, size_bytes - _TAIL_BYTES)
-    if tail[4:] == _MAGIC_ENCRYPTED:
-        return [problem(Code.E309, where, "the footer is encrypted")]
-    if tail[4:] != _MAGIC:
-        message = "ends without a footer: truncated, or something was appended"
-        return [problem(Code.E308, where, message)]
+    tail = os.pread(fd, _TAIL_BYTES, max(0, size_bytes - _TAIL_BYTES))
     footer_bytes = int.from_bytes(tail[:4], "little")
-    if footer_bytes == 0 or footer_bytes > size_bytes - _SMALLEST_BYTES:
+    code, message = Code.E308, ""
+    if _MAGIC_ENCRYPTED in (head, tail[4:]):
+        code, message = Code.E309, "the footer is encrypted"
+    elif head != _MAGIC:
+        code = Code.E307
+        message = f"begins with {head!r}, not with PAR1" if head else "the file is empty"
+    elif size_bytes < _SMALLEST_BYTES:
+        message = f"ends after {size_bytes} bytes"
+    elif tail[4:] != _MAGIC:
+        message = "ends without a footer: truncated, or something was appended"
+    elif not 0 < footer_bytes <= size_bytes - _SMALLEST_BYTES:
         message = f"the footer claims {footer_bytes:,} bytes of a file of {size_bytes:,}"
-        return [problem(Code.E308, where, message)]
-    if footer_bytes > limits.footer_bytes:
+    elif footer_bytes > limits.footer_bytes:
+        code = Code.E310
         message = f"footer of {footer_bytes:,} bytes; at most {limits.footer_bytes:,} are read"
-        return [problem(Code.E310, where, message)]
-    return []
+    return [problem(code, where, message)] if message else []
 
 
 # ── what the footer declares ──────────────────────────────────────────────────────────────────
@@ -238,7 +233,9 @@ def _name_problems(schema: pa.Schema, where: str, limits: ParquetLimits) -> list
             found.append(problem(Code.E311, where, message))
         seen[folded] = field.name
         if any(unicodedata.category(c) == "Cc" for c in field.name):
-            found.append(problem(Code.E314, where, f"column {field.name!r} holds a control character"))
+            found.append(
+                problem(Code.E314, where, f"column {field.name!r} holds a control character")
+            )
         if (depth := _depth(field.type)) > limits.depth:
             message = f"column {field.name!r} is nested {depth} deep; at most {limits.depth}"
             found.append(problem(Code.E313, where, message))

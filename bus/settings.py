@@ -23,7 +23,7 @@ _TRADABLE = "mint IS NOT NULL AND chain IN ('solana', 'evm')"
 BUILT_IN_EXPORTS: dict[str, str] = {
     "alerts_std": "SELECT * FROM canon.alerts_std ORDER BY alert_ts_ms, alert_id",
     "alerts_std_tradable": (
-        f"SELECT * FROM canon.alerts_std WHERE {_TRADABLE} ORDER BY alert_ts_ms, alert_id"
+        f"SELECT * FROM canon.alerts_std WHERE {_TRADABLE} ORDER BY alert_ts_ms, alert_id"  # noqa: S608 - a constant
     ),
     "schema_columns": (
         "SELECT table_schema, table_name, column_name, ordinal_position, data_type, is_nullable "

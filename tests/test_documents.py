@@ -45,7 +45,7 @@ def test_every_error_code_has_its_paragraph_in_the_runbook_and_no_other_has() ->
     starts = list(re.finditer(r"^[#*\-|` ]*(E[1-6]\d\d)\b(.*)$", text, re.MULTILINE))
     titles = {match[1]: match[2] for match in starts}
     assert set(titles) == {str(code) for code in Code}
-    assert [code for code in Code if code.title not in titles[code]] == []
+    assert [code for code in Code if code.label not in titles[code]] == []
     ends = [match.start() for match in starts[1:]] + [len(text)]
     sections = {m[1]: text[m.start() : end] for m, end in zip(starts, ends, strict=True)}
     # A heading alone helps nobody at three in the morning.

@@ -32,7 +32,7 @@ LAYERS = (
     # the disk, and processes
     *("disk", "process", "lake"),
     # tables and what they must look like
-    *("columns", "rules", "hashing", "contract", "kinds", "specs"),
+    *("columns", "rules", "hashing", "parquet", "column_stats", "contract", "kinds", "specs"),
     # a job, from the inbox to its verdict
     *("attempt", "submission", "staging", "objects", "claims", "readiness"),
     *("validation", "intake"),

@@ -102,17 +102,20 @@ def _run_command(tokens: list[str]) -> int:
 
     from bus.cli import failures
 
+    command = tokens[0]
     as_json = "--json" in tokens[: tokens.index("--") if "--" in tokens else None]
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # to stderr; errors only
     try:
-        reply = app(tokens[0])(
+        if command not in _MODULES:
+            return failures.of_usage(_unknown(command), "bus", as_json=as_json)
+        reply = app(command)(
             tokens, exit_on_error=False, print_error=False, result_action="return_value"
         )
         if not isinstance(reply, output.Reply):  # it printed for itself: `up`, `demo`, a help page
             return reply or failures.OK
         output.show(reply, as_json=as_json)
     except CycloptsError as error:
-        return failures.of_usage(error, _page(tokens[0]), as_json=as_json)
+        return failures.of_usage(str(error), f"bus {command}", as_json=as_json)
     except BusError as error:
         return failures.of_bus(error, as_json=as_json)
     except OSError as error:
@@ -122,12 +125,16 @@ def _run_command(tokens: list[str]) -> int:
     return int(reply.status)
 
 
-def _page(command: str) -> str:
-    return f"bus {command}" if command in _MODULES else "bus"
+def _unknown(command: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(command, _MODULES, n=1)
+    meant = f' Did you mean "{near[0]}"?' if near else ""
+    return f'Unknown command "{command[:80]}".{meant}'
 
 
 def app(*commands: str) -> App:
-    """The cyclopts application; only `commands` are loaded, the others are but named."""
+    """The cyclopts application with these commands: each costs the import of its module."""
     from cyclopts import App
 
     application = App(
@@ -136,11 +143,8 @@ def app(*commands: str) -> App:
         version=__version__,
         suppress_keyboard_interrupt=False,
     )
-    for name, module in _MODULES.items():
-        if name in commands:
-            application.command(load(name), name=name)
-        else:
-            application.command(f"{__name__}.{module}:{name}", name=name)
+    for command in commands:
+        application.command(load(command), name=command)
     return application
 
 

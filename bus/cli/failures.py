@@ -9,13 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
-
 from bus.cli.output import Block, complain, print_json, problem_blocks
 from bus.errors import BusError, Code, Refused, Unavailable
-
-if TYPE_CHECKING:
-    from cyclopts import CycloptsError
 
 OK = 0
 FAILED = 1
@@ -34,9 +29,9 @@ def of_bus(error: BusError, *, as_json: bool) -> int:
     return USAGE if isinstance(error, Refused | Unavailable) else FAILED
 
 
-def of_usage(error: CycloptsError, command: str, *, as_json: bool) -> int:
+def of_usage(message: str, command: str, *, as_json: bool) -> int:
     """Report a command line that was not understood; the exit code."""
-    message = str(error).strip()
+    message = message.strip()
     hint = f"See: {command} --help"
     if as_json:
         print_json({"error": {"code": "usage", "where": command, "message": message, "hint": hint}})

@@ -63,9 +63,7 @@ def up(
     def ready(running: Endpoint) -> None:
         show(_running(lake, running), as_json=everywhere.json)
 
-    return Supervisor(
-        settings, workers=workers, flower=flower, verbose=verbose, ready=ready
-    ).run()
+    return Supervisor(settings, workers=workers, flower=flower, verbose=verbose, ready=ready).run()
 
 
 def _running(lake: Lake, running: Endpoint) -> Reply:

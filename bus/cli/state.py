@@ -198,13 +198,13 @@ def explain(code: str | None = None, *, everywhere: Everywhere = HERE) -> Reply:
 
     del everywhere  # the same in every lake
     if code is None:
-        listed = [{"code": str(c), "title": c.title, "hint": c.hint} for c in Code]
+        listed = [{"code": str(c), "title": c.label, "hint": c.hint} for c in Code]
         rows = [(c["code"], c["title"], c["hint"]) for c in listed]
         return Reply(listed, lambda: [Table(("code", "title", "what to do"), rows)])
     known = _code(code)
     text = paragraph(known)
-    data = {"code": str(known), "title": known.title, "hint": known.hint, "text": text}
-    return Reply(data, lambda: [Block(f"{known} {known.title}", text.splitlines(), "heading")])
+    data = {"code": str(known), "title": known.label, "hint": known.hint, "text": text}
+    return Reply(data, lambda: [Block(f"{known} {known.label}", text.splitlines(), "heading")])
 
 
 def _code(text: str) -> Code:

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,9 +27,9 @@ from rich.table import Table
 from bus import disk
 from bus.broker import endpoint
 from bus.catalog import Catalog
-from bus.client import Bus, connect
+from bus.client import connect
 from bus.demo import tables
-from bus.errors import Rejected, Unavailable
+from bus.errors import Problem, Rejected, Unavailable
 from bus.health import status
 from bus.manifest import Manifest
 from bus.model import JobState, Outcome
@@ -38,6 +37,7 @@ from bus.specs import Registry
 from bus.verify import verify
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Callable, Iterator
 
     from bus.client import Job
@@ -246,7 +246,7 @@ class Tour:
         data[len(data) // 2] ^= 0x10
         disk.write_plain(path, bytes(data))
         job = self._bus.submit(path, kind="ohlcv_slice", producer="candles", run_id="damaged")
-        problems = ()
+        problems: tuple[Problem, ...] = ()
         try:
             job.wait(_WAIT_S)
         except Rejected as rejected:
@@ -262,7 +262,7 @@ class Tour:
         )
 
     def _kill_writer(self) -> None:
-        """kill -9 of the writer in the middle of a burst: nothing lost, nothing doubled."""
+        """The writer is killed in the middle of a burst: nothing lost, nothing doubled."""
         self._title("kill -9", "the writer dies in mid-batch; the supervisor starts another")
         before = endpoint(self._bus.lake)
         burst = [self._burst_job(number) for number in range(_BURST)]
@@ -375,7 +375,9 @@ def run(root: Path, *, seed: int = 7, as_json: bool = False) -> int:
     took_s = time.monotonic() - started_s
     held = sum(claim.holds for claim in claims)
     if as_json:
-        print(json.dumps([{"claim": c.text, "evidence": c.evidence, "ok": c.holds} for c in claims]))  # noqa: T201 - the result
+        print(
+            json.dumps([{"claim": c.text, "evidence": c.evidence, "ok": c.holds} for c in claims])
+        )  # noqa: T201 - the result
     else:
         table = Table("claim", "evidence", "", title="what was shown")
         for claim in claims:
