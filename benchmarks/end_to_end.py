@@ -61,24 +61,24 @@ def measure(shop: Workshop) -> None:
 
 
 def _through_the_bus(shop: Workshop, jobs: Sequence[Sequence[Path]], lap: Lap) -> None:
-    with shop.room("bus") as folder:
-        lake = lakes.new_lake(folder / "lake")
-        side = lakes.new_lake(folder / "side")
-        job_ids = lakes.stage(side, jobs, "job")
-        with live_bus(lake) as bus:
-            bus.warm_up(side, shop.files(8))
-            lakes.hand_over(side, lake, job_ids)
-            with lap.measured():
-                bus.ring_and_wait(job_ids)
+    folder = shop.room("bus")
+    lake = lakes.new_lake(folder / "lake")
+    side = lakes.new_lake(folder / "side")
+    job_ids = lakes.stage(side, jobs, "job")
+    with live_bus(lake) as bus:
+        bus.warm_up(side, shop.files(8))
+        lakes.hand_over(side, lake, job_ids)
+        with lap.measured():
+            bus.ring_and_wait(job_ids)
 
 
 def _plainly(shop: Workshop, files: Sequence[Path], processes: int, lap: Lap) -> None:
-    with shop.room("limit") as folder:
-        copies = [_copied(path, folder / path.name) for path in files]
-        with PlainCheckers(copies, folder / "objects", processes) as checkers, lap.measured():
-            checkers.go()
-        kept = sum(1 for _ in (folder / "objects").iterdir())
-        assert kept == len(files), f"{kept} of {len(files)} were kept"
+    folder = shop.room("limit")
+    copies = [_copied(path, folder / path.name) for path in files]
+    with PlainCheckers(copies, folder / "objects", processes) as checkers, lap.measured():
+        checkers.go()
+    kept = sum(1 for _ in (folder / "objects").iterdir())
+    assert kept == len(files), f"{kept} of {len(files)} were kept"
 
 
 def _copied(source: Path, target: Path) -> Path:

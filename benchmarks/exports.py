@@ -35,23 +35,23 @@ _UNRELATED_JOBS = 3
 def measure(shop: Workshop) -> None:
     """A burst of 500 jobs of alerts, then jobs that no export of alerts depends on."""
     jobs = shop.size(500, 100)
-    with shop.room("exports") as folder:
-        lake = lakes.new_lake(folder / "lake")
-        side = lakes.new_lake(folder / "side")
-        files = _alerts(folder / "files", jobs)
-        job_ids = lakes.stage(side, list(lakes.each_alone(files)), "alerts", kind=_EXPORT)
-        with live_bus(lake) as bus, _counted(lake.export_path(_EXPORT)) as seen:
-            bus.warm_up(side, shop.files(8))
-            _settle(lambda: bool(seen.versions))
-            before = len(seen.versions)
-            lakes.hand_over(side, lake, job_ids)
-            begin_s = time.perf_counter()
-            bus.ring_and_wait(job_ids)
-            burst_s = time.perf_counter() - begin_s
-            _settle(lambda: _rows_in(lake.export_path(_EXPORT)) == jobs * _ROWS)
-            fresh_s = time.perf_counter() - begin_s - burst_s
-            rebuilds = len(seen.versions) - before
-            rewrites = _rewrites_for_nothing(bus, shop, side, seen)
+    folder = shop.room("exports")
+    lake = lakes.new_lake(folder / "lake")
+    side = lakes.new_lake(folder / "side")
+    files = _alerts(folder / "files", jobs)
+    job_ids = lakes.stage(side, list(lakes.each_alone(files)), "alerts", kind=_EXPORT)
+    with live_bus(lake) as bus, _counted(lake.export_path(_EXPORT)) as seen:
+        bus.warm_up(side, shop.files(8))
+        _settle(lambda: bool(seen.versions))
+        before = len(seen.versions)
+        lakes.hand_over(side, lake, job_ids)
+        begin_s = time.perf_counter()
+        bus.ring_and_wait(job_ids)
+        burst_s = time.perf_counter() - begin_s
+        _settle(lambda: _rows_in(lake.export_path(_EXPORT)) == jobs * _ROWS)
+        fresh_s = time.perf_counter() - begin_s - burst_s
+        rebuilds = len(seen.versions) - before
+        rewrites = _rewrites_for_nothing(bus, shop, side, seen)
     remark = f"burst {burst_s:.1f} s, export complete {fresh_s:.1f} s later"
     shop.show("exports.rebuilds_in_a_burst", rebuilds, "rebuilds", at_most=10, remark=remark)
     shop.show("exports.rewrites_of_unchanged", rewrites, "rewrites", at_most=0)

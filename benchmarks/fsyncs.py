@@ -38,14 +38,14 @@ _MOST = 12
 
 def measure(shop: Workshop) -> None:
     """Each of ten jobs alone; the median."""
-    with shop.room("fsyncs") as folder:
-        files = inputs.make_files(folder / "files", _JOBS, rows=100)
-        counts = list(_count_each(lakes.new_lake(folder / "lake"), files))
-        shop.show("fsyncs.per_job", median(own for own, _ in counts), "fsyncs", at_most=_MOST)
-        shop.show("fsyncs.per_batch", median(shared for _, shared in counts), "fsyncs")
-        if strace := shutil.which("strace"):
-            traced = _traced(strace, lakes.new_lake(folder / "traced"), files)
-            shop.show("fsyncs.traced_per_idle_job", traced, "fsyncs", remark="with its snapshot")
+    folder = shop.room("fsyncs")
+    files = inputs.make_files(folder / "files", _JOBS, rows=100)
+    counts = list(_count_each(lakes.new_lake(folder / "lake"), files))
+    shop.show("fsyncs.per_job", median(own for own, _ in counts), "fsyncs", at_most=_MOST)
+    shop.show("fsyncs.per_batch", median(shared for _, shared in counts), "fsyncs")
+    if strace := shutil.which("strace"):
+        traced = _traced(strace, lakes.new_lake(folder / "traced"), files)
+        shop.show("fsyncs.traced_per_idle_job", traced, "fsyncs", remark="with its snapshot")
 
 
 def _count_each(lake: Lake, files: Sequence[Path]) -> Iterator[tuple[int, int]]:

@@ -38,14 +38,14 @@ def measure(shop: Workshop) -> None:
 
 def _idle(shop: Workshop, artifacts: int, *, has_goal: bool) -> float:
     """p99 in milliseconds."""
-    with shop.room("idle") as folder:
-        lake = lakes.grown_lake(folder / "lake", artifacts)
-        lakes.catalogue(lake)
-        with live_bus(lake) as bus, Watcher(lake.catalog_db) as watcher:
-            producer = _Producer(bus, watcher)
-            producer.take(_WARM_UP)
-            wanted = 5 if has_goal else 2
-            rounds = shop.plan(100, wanted).run({"idle": partial(_sample, producer)})
+    folder = shop.room("idle")
+    lake = lakes.grown_lake(folder / "lake", artifacts)
+    lakes.catalogue(lake)
+    with live_bus(lake) as bus, Watcher(lake.catalog_db) as watcher:
+        producer = _Producer(bus, watcher)
+        producer.take(_WARM_UP)
+        wanted = 5 if has_goal else 2
+        rounds = shop.plan(100, wanted).run({"idle": partial(_sample, producer)})
     found = [sample for samples in rounds.noted("idle", "samples") for sample in samples]
     p50_ms, p99_ms = _percentiles([sample.seen_s for sample in found])
     staged_ms, _ = _percentiles([sample.staged_s for sample in found])

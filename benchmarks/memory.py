@@ -43,18 +43,18 @@ _ROW_BYTES = 36
 def measure(shop: Workshop) -> None:
     """Once in order, once shuffled; memory is no matter of noise, so there are no rounds."""
     for order in ("in_order", "shuffled"):
-        with shop.room("memory") as folder:
-            lake = lakes.new_lake(folder / "lake")
-            size_bytes = shop.size(_SIZE_BYTES, 400_000_000)
-            file_bytes, rows = _stage(lake, folder, size_bytes, shuffle=order == "shuffled")
-            peak_mib, wall_s = _validate(lake)
-            shop.show(
-                f"memory.validate_2gb_{order}",
-                peak_mib,
-                "MiB resident",
-                at_most=_LIMIT_MIB,
-                remark=f"{file_bytes / 1e9:.2f} GB, {rows / 1e6:.0f} M rows, {wall_s:.0f} s",
-            )
+        folder = shop.room("memory")
+        lake = lakes.new_lake(folder / "lake")
+        size_bytes = shop.size(_SIZE_BYTES, 400_000_000)
+        file_bytes, rows = _stage(lake, folder, size_bytes, shuffle=order == "shuffled")
+        peak_mib, wall_s = _validate(lake)
+        shop.show(
+            f"memory.validate_2gb_{order}",
+            peak_mib,
+            "MiB resident",
+            at_most=_LIMIT_MIB,
+            remark=f"{file_bytes / 1e9:.2f} GB, {rows / 1e6:.0f} M rows, {wall_s:.0f} s",
+        )
 
 
 def _stage(lake: Lake, folder: Path, size_bytes: int, *, shuffle: bool) -> tuple[int, int]:

@@ -19,6 +19,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
+from bus.hashing import file_hash
+from bus.parquet import Limits, open_parquet
+from bus.table import TablePass
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
@@ -82,6 +86,8 @@ def _expect(child: subprocess.Popen[str], word: str) -> None:
         raise RuntimeError(f"a plain checker said {said!r} instead of {word!r}")
 
 
+_LIMITS = Limits(max_decoded_bytes=64 << 30)
+
 # ── the program ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -98,7 +104,19 @@ def _work(target: Path) -> None:
 
 def _examine(path: Path) -> str:
     """Every check of one file; its SHA-256."""
-    raise NotImplementedError
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        sha256 = file_hash(fd).removeprefix("sha256:")
+        source = open_parquet(fd, os.fstat(fd).st_size, _LIMITS, path.name)
+        table_pass = TablePass(source, path.name, None)
+        facts = table_pass.run()
+        content_hash = table_pass.content_hash()
+    finally:
+        os.close(fd)
+    assert facts.rows > 0
+    assert facts.column_stats
+    assert content_hash is not None
+    return sha256
 
 
 def _keep(path: Path, final: Path) -> None:

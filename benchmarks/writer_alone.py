@@ -37,7 +37,8 @@ def measure(shop: Workshop) -> None:
     """Jobs of one artifact of ten columns; what a table's rows cost was the validators' affair."""
     jobs = shop.size(400, 100)
     sizes = {_SMALL: 1_000, _LARGE: shop.size(100_000, 10_000)}
-    with shop.room("writer") as folder, ExitStack() as stack:
+    folder = shop.room("writer")
+    with ExitStack() as stack:
         files = inputs.make_files(folder / "files", jobs, rows=_ROWS)
         benches = {
             name: stack.enter_context(_bench(folder / f"lake-{size}", size, files))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
 from bus import canon, disk
+from bus.columns import UTC_INSTANT
 from bus.errors import Code, Unavailable
 from bus.journal import GENESIS
 from bus.snapshot import connect_snapshot, select
@@ -46,6 +49,8 @@ log = structlog.get_logger("bus.catalog")
 #: Files must open in DuckDB 1.5 (the newest Node client); 2.0 writes a newer format by default.
 STORAGE_VERSION = "v1.5.0"
 _MEMORY_LIMIT = "1GB"
+#: The smallest there is: a publication writes the blocks a few rows touched, then copies them all.
+_BLOCK_SIZE_BYTES = 262_144
 #: Uses inserted at a time while catching up; bounds memory, not what one transaction holds.
 _WINDOW_ROWS = 50_000
 
@@ -73,7 +78,7 @@ class _Facts:
     def read(self, condition: str) -> str:
         """(SQLite) The facts for which `condition` holds."""
         names = ", ".join(self.names)
-        return f"SELECT {names} FROM {self.table} WHERE {condition} ORDER BY {names}"  # noqa: S608 - our own names
+        return f"SELECT {names} FROM {self.table} WHERE {condition}"  # noqa: S608 - our own names
 
     @property
     def add(self) -> str:
@@ -127,6 +132,11 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 _INTEGERS = {
     *("use_no", "job_no", "artifact_no", "seq", "first_seq", "last_seq", "added_seq", "ended_seq"),
     *("schema_version", "rows", "artifacts", "ordinal"),
+}
+
+
+_MOMENTS = {
+    *("created_at_utc", "first_seen_at", "last_seen_at", "ingested_at", "committed_at_utc"),
 }
 
 
@@ -201,7 +211,8 @@ class Catalog:
         # Nothing is lost without a write-ahead log: what a crash forgets, the manifest still knows.
         self._run(
             f"ATTACH {literal(str(path))} AS bus "
-            f"(STORAGE_VERSION '{STORAGE_VERSION}', RECOVERY_MODE no_wal_writes)"
+            f"(STORAGE_VERSION '{STORAGE_VERSION}', RECOVERY_MODE no_wal_writes, "
+            f"BLOCK_SIZE {_BLOCK_SIZE_BYTES})"
         )
         self._run("USE bus")
         self._run("SET TimeZone = 'UTC'")
@@ -215,12 +226,10 @@ class Catalog:
         self._attach()
         objects = literal(self._lake.public(self._lake.objects))
         artifact = statement("artifact").format(objects=objects)
-        facts = {"applied_seq": "0", "applied_sha256": GENESIS, "artifact_no": "0"}
         with self._transaction():
             self._run(statement("schema"))
             self._run(statement("views").format(artifact=artifact))
-            for key, value in (facts | {"layout": self._layout}).items():
-                self._run("INSERT INTO catalog.meta VALUES (?, ?)", [key, value])
+            self._run("INSERT INTO catalog.meta VALUES (0, ?, 0, ?)", [GENESIS, self._layout])
         self.applied_seq = 0
         self._seen = {}
         self._show()
@@ -229,11 +238,11 @@ class Catalog:
         """Whether this copy is a beginning of the manifest's history, in today's layout."""
         if not self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'"):
             return False
-        meta = dict(self._rows("SELECT key, value FROM catalog.meta"))
-        if meta.get("layout") != self._layout:
+        meta = self._rows("SELECT applied_seq, applied_sha256, layout FROM catalog.meta")
+        if not meta or meta[0][2] != self._layout:
             return False
-        self.applied_seq = int(meta["applied_seq"])
-        return _hash_of(manifest, self.applied_seq) == str(meta["applied_sha256"])
+        self.applied_seq = int(meta[0][0])
+        return _hash_of(manifest, self.applied_seq) == str(meta[0][1])
 
     def _run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         self._connection.execute(sql, parameters)
@@ -283,15 +292,16 @@ class Catalog:
         high, sha256 = manifest.applied
         if high == low:
             return low
-        known = int(self._meta("artifact_no"))
+        known = int(self._rows("SELECT artifact_no FROM catalog.meta")[0][0])
         with self._transaction():
             for window in _windows(manifest, low, high):
                 self._add_window(manifest, *window, applied=low)
             self._change_facts(manifest, {"applied": low, "artifact_no": known})
             new_columns = self._add_columns(manifest, known)
-            self._set_meta("applied_seq", str(high))
-            self._set_meta("applied_sha256", sha256)
-            self._set_meta("artifact_no", str(_last_number(manifest)))
+            self._run(
+                "UPDATE catalog.meta SET applied_seq = ?, applied_sha256 = ?, artifact_no = ?",
+                [high, sha256, _last_number(manifest)],
+            )
         self.applied_seq = high
         if new_columns:
             self._show()
@@ -304,7 +314,7 @@ class Catalog:
         if any(row["first_seq"] <= applied for row in runs.select(["first_seq"]).to_pylist()):
             self._take_in(runs, statement("forget_runs"))
         self._take_in(runs, statement("add_runs"))
-        self._take_in(self._read(manifest, "read_uses", window), statement("add_uses"))
+        self._take_in(_numbered(self._read(manifest, "read_uses", window)), statement("add_uses"))
         self._take_in(self._read(manifest, "read_jobs", window), statement("add_jobs"))
         for facts in _FACTS:
             sql = facts.read("added_seq > :low AND added_seq <= :high")
@@ -313,7 +323,7 @@ class Catalog:
     def _change_facts(self, manifest: Manifest, known: dict[str, int]) -> None:
         """What commits after `applied` changed about rows that are older."""
         for facts in _FACTS:
-            sql = facts.read("ended_seq > :applied AND added_seq <= :applied")
+            sql = facts.read("ended_seq > :applied AND +added_seq <= :applied")
             rows = manifest.rows(sql, {"applied": known["applied"]})
             self._take_in(_arrow(facts.names, rows), facts.end)
         revived = self._read(manifest, "read_revived", {"artifact_no": known["artifact_no"]})
@@ -333,12 +343,6 @@ class Catalog:
         for sql in statements:
             self._run(sql)
         self._connection.unregister("incoming")
-
-    def _meta(self, key: str) -> str:
-        return str(dict(self._rows("SELECT key, value FROM catalog.meta"))[key])
-
-    def _set_meta(self, key: str, value: str) -> None:
-        self._run("UPDATE catalog.meta SET value = ? WHERE key = ?", [value, key])
 
     # ── columns of kinds without a full contract, and the canon views ─────────────────────────
 
@@ -491,11 +495,29 @@ def _windows(manifest: Manifest, low: int, high: int) -> Iterator[tuple[int, int
 
 def _arrow(names: Sequence[str], rows: list[tuple[Any, ...]]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    arrays = [
-        pa.array(column, pa.int64() if name in _INTEGERS else pa.string())
-        for name, column in zip(names, columns, strict=True)
-    ]
+    arrays = [_array(name, column) for name, column in zip(names, columns, strict=True)]
     return pa.table(arrays, names=list(names))
+
+
+def _array(name: str, values: Sequence[Any]) -> pa.Array:
+    if name in _INTEGERS:
+        return pa.array(values, pa.int64())
+    texts = pa.array(values, pa.string())
+    return texts.cast(UTC_INSTANT) if name in _MOMENTS else texts
+
+
+def _numbered(uses: pa.Table) -> pa.Table:
+    """With `again`: how often the same name came before, in the same run and commit."""
+    keys = pc.binary_join_element_wise(
+        uses["run_id"], uses["name"], uses["seq"].cast(pa.string()), ":"
+    )
+    again = [0] * uses.num_rows
+    if pc.count_distinct(keys).as_py() < uses.num_rows:
+        seen: Counter[str] = Counter()
+        for row, key in enumerate(keys.to_pylist()):
+            again[row] = seen[key]
+            seen[key] += 1
+    return uses.append_column("again", pa.array(again, pa.int32()))
 
 
 def _write_empty(path: Path, schema: pa.Schema) -> None:
@@ -511,9 +533,7 @@ def published_seq(lake: Lake) -> int | None:
     """How far the published file has come; None when it cannot be read."""
     try:
         with connect_snapshot(lake) as db:
-            found = db.execute(
-                "SELECT value FROM catalog.meta WHERE key = 'applied_seq'"
-            ).fetchall()
+            found = db.execute("SELECT applied_seq FROM catalog.meta").fetchall()
     except (Unavailable, duckdb.Error):
         return None
     return int(found[0][0]) if found else None

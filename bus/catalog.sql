@@ -8,8 +8,10 @@
 CREATE SCHEMA catalog;
 CREATE SCHEMA canon;
 
--- Which commit this view has come to, and the layout it was made with.
-CREATE TABLE catalog.meta(key VARCHAR, value VARCHAR);
+-- One row: the commit this view has come to, the last artifact_no it saw, the layout it was made
+-- with.
+CREATE TABLE catalog.meta(
+  applied_seq BIGINT, applied_sha256 VARCHAR, artifact_no BIGINT, layout VARCHAR);
 
 -- One row a run.
 CREATE TABLE catalog.runs_d(
@@ -153,8 +155,8 @@ DELETE FROM catalog.runs_d WHERE run_id IN (SELECT run_id FROM incoming)
 
 -- name: add_runs
 INSERT INTO catalog.runs_d
-SELECT run_id, producer, created_at_utc::TIMESTAMPTZ, first_seen_at::TIMESTAMPTZ,
-       last_seen_at::TIMESTAMPTZ, first_seq, last_seq, meta_json
+SELECT run_id, producer, created_at_utc, first_seen_at, last_seen_at, first_seq, last_seq,
+       meta_json
 FROM incoming
 
 -- name: read_uses
@@ -168,10 +170,9 @@ FROM run_artifacts u WHERE seq > :low AND seq <= :high ORDER BY use_no
 -- name: add_uses
 INSERT INTO catalog.uses
 SELECT use_no, run_id, name, artifact_id::UUID, producer, kind, schema_version, rows, schema_hint,
-       unhex(file_hash[-64:]), content_hash[:-66], unhex(content_hash[-64:]),
-       created_at_utc::TIMESTAMPTZ, ingested_at::TIMESTAMPTZ, seq,
-       row_number() OVER (PARTITION BY run_id || ':' || name, seq ORDER BY use_no) - 1, meta_json
-FROM incoming ORDER BY use_no
+       unhex(file_hash[-64:]), content_hash[:-66], unhex(content_hash[-64:]), created_at_utc,
+       ingested_at, seq, again, meta_json
+FROM incoming
 
 -- name: read_jobs
 -- (SQLite)
@@ -182,7 +183,7 @@ FROM jobs WHERE seq > :low AND seq <= :high ORDER BY job_no
 -- name: add_jobs
 INSERT INTO catalog.jobs_f
 SELECT job_no, job_id, seq, outcome, first_seq, run_id, producer, kind,
-       created_at_utc::TIMESTAMPTZ, committed_at_utc::TIMESTAMPTZ, artifacts, problems_json
+       created_at_utc, committed_at_utc, artifacts, problems_json
 FROM incoming
 
 -- name: read_revived
@@ -221,7 +222,8 @@ SELECT artifact_no, artifact_id::UUID, added_seq, ended_seq FROM incoming
 
 -- name: read_columns
 -- (SQLite) The column lists of new tables of kinds that have no full contract, first use first.
-SELECT artifact_type, schema_version, columns_json, min(added_seq) FROM artifact_facts
+SELECT artifact_type, schema_version, columns_json, min(added_seq)
+FROM artifact_facts NOT INDEXED
 WHERE artifact_no > :artifact_no
   AND artifact_type || ' ' || schema_version NOT IN (SELECT value FROM json_each(:known))
 GROUP BY artifact_type, schema_version, columns_json ORDER BY min(artifact_no)

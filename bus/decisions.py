@@ -374,8 +374,8 @@ class _JobDecider:
             job_id, _, name = reference.removeprefix("job:").partition("/")
             found = self._batch.named(job_id, name)
             if found is None:
-                done = self._batch.is_committed(job_id)
-                raise _MissingError(reference, f"no {name!r} of job {job_id!r}", final=done)
+                final = not (job_id and name) or self._batch.is_committed(job_id)
+                raise _MissingError(reference, f"no {name!r} of job {job_id!r}", final=final)
             return found
         if not _UUID.match(reference):
             message = f"{reference[:160]!r} is no artifact_id, name:… or job:…/…"

@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 #: Every crash point, by the step of the commit protocol (DESIGN section 5) that it follows.
 CRASH_POINTS: dict[str, str] = {

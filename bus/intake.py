@@ -143,7 +143,7 @@ class _Drain:
     # ── which jobs ────────────────────────────────────────────────────────────────────────────
 
     def _names(self, first: str | None) -> Iterator[str]:
-        """`first`, then jobs dropped by a death, then the inbox, oldest first, until all are seen."""
+        """The job asked for, then what lies in work/, then the inbox, oldest first."""
         if first is not None and _is_component(first):
             yield first
         while True:

@@ -19,8 +19,8 @@ from bus.errors import Code, JobConflict, Refused, Unavailable
 from bus.model import ID_PATTERN, JobState
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterator
+    from pathlib import Path
 
 MANIFEST = "manifest.json"
 COMMIT = "COMMIT"

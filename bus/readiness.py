@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from bus import disk
+from bus.errors import Code
 from bus.lake import COMMIT
 from bus.submission import relpath_fault
 
@@ -90,7 +91,7 @@ def _is_lacking(directory_fd: int, submission: Submission) -> bool:
     """Whether a document or a listed file is missing, or visibly only the beginning of itself."""
     if submission.manifest is None:
         return True
-    if any(str(found.code) == "E112" for found in submission.problems):
+    if any(found.code is Code.E112 for found in submission.problems):
         return True
     return any(
         is_incomplete(directory_fd, entry)

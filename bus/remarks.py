@@ -24,7 +24,7 @@ _SHOWN = 10
 _MAX_ENTRIES = 10_000
 _OWN = {MANIFEST, COMMIT, VERDICT, OLD}
 _SECRET_KEY = re.compile(
-    r"passw(or)?d|secret|private_?key|api_?key|access_?key|auth_?token|access_?token|bearer", re.I
+    r"passw(or)?d|secret|private_?key|api_?key|access_?key|auth_?token|access_?token|bearer", re.IGNORECASE
 )
 #: A key id of a large cloud; a token in a URL; a PEM block. `token` alone is a coin here.
 _SECRET_TEXT = re.compile(r"AKIA[0-9A-Z]{16}|[?&](?:\w+_)?token=|-----BEGIN [A-Z ]*PRIVATE KEY")

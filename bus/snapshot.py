@@ -151,9 +151,7 @@ def _rows(reader: pa.RecordBatchReader, limit: int | None) -> list[tuple[Any, ..
     for batch in reader:
         if len(rows) >= most:
             break
-        columns = [
-            _values(column) for column in batch.slice(0, most - len(rows)).columns
-        ]
+        columns = [_values(column) for column in batch.slice(0, most - len(rows)).columns]
         rows.extend(zip(*columns, strict=True))
     if limit is None and len(rows) > MAX_ROWS:
         raise Refused(f"more than {MAX_ROWS:,} rows", hint="Write a LIMIT, or aggregate.")

@@ -7,6 +7,7 @@ needs no broker. A producer that dies earlier leaves only a staging directory, s
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from bus import disk, strict_json
 from bus.errors import Code, JobConflict, Refused
@@ -134,14 +136,26 @@ class Staging:
         disk.write_durable(self._path / COMMIT, marker.to_bytes())
         disk.crash_point("stage.manifest")
         try:
-            self.lake.publish_staged(self._path, self.job_id)
+            waiting = self._publish(manifest)
         except JobConflict:
-            waiting = self._same_job_waiting(manifest)
             self.discard()
-            if waiting is None:
-                raise
-            return waiting
-        return StagedJob(self.job_id, marker.submission_id)
+            raise
+        return waiting or StagedJob(self.job_id, marker.submission_id)
+
+    def _publish(self, manifest: JobManifest) -> StagedJob | None:
+        """Rename into the inbox; the equal job that waits there already, if one does."""
+        while True:
+            try:
+                self.lake.publish_staged(self._path, self.job_id)
+            except JobConflict:
+                waiting = self._same_job_waiting(manifest)
+                if waiting is not None:
+                    self.discard()
+                    return waiting
+                if os.path.lexists(self.lake.inbox / self.job_id):
+                    raise
+                continue  # a validator took it while we looked: there is room now
+            return None
 
     def discard(self) -> None:
         """Throw the unfinished job away."""
@@ -160,6 +174,8 @@ class Staging:
         try:
             manifest = JobManifest.model_validate(document)
             strict_json.loads(manifest.to_bytes(), where=MANIFEST)
+            # pydantic writes NaN as null: what a producer means must not change on the way.
+            strict_json.loads(to_json(meta, inf_nan_mode="constants"), where=f"{MANIFEST}.meta")
         except ValidationError as error:
             raise Refused.of(manifest_problems(error)) from None
         except strict_json.StrictJsonError as error:

@@ -40,7 +40,7 @@ def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
-def manifest_of(job_id: str, relpaths: list[str], **fields: Any) -> dict[str, Any]:
+def manifest_of(job_id: str, relpaths: list[str], /, **fields: Any) -> dict[str, Any]:
     """A manifest.json with one artifact for each relpath, named a0, a1 …"""
     return {
         "version": 1,

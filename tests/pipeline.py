@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bus import disk
-from bus.intake import Intake
 from bus.journal import Journal
 from bus.lake import MANIFEST, RECEIPT, REJECT_REASON, VERDICT, Lake
 from bus.manifest import Manifest
@@ -158,6 +157,7 @@ class Pipeline:
 
     def judge(self) -> None:
         """Steps 3 to 6 for all that waits in the inbox."""
+        from bus.intake import Intake
         Intake(self.lake, self.settings, self.registry).drain()
 
     def writer(self, **options: Any) -> Writer:

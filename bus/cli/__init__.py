@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from inspect import getdoc
 from typing import TYPE_CHECKING, NoReturn
 
 from bus import __version__
@@ -105,15 +106,10 @@ def _run_command(tokens: list[str]) -> int:
     command = tokens[0]
     as_json = "--json" in tokens[: tokens.index("--") if "--" in tokens else None]
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # to stderr; errors only
+    if command not in _MODULES:
+        return failures.of_usage(_unknown(command), "bus", as_json=as_json)
     try:
-        if command not in _MODULES:
-            return failures.of_usage(_unknown(command), "bus", as_json=as_json)
-        reply = app(command)(
-            tokens, exit_on_error=False, print_error=False, result_action="return_value"
-        )
-        if not isinstance(reply, output.Reply):  # it printed for itself: `up`, `demo`, a help page
-            return reply or failures.OK
-        output.show(reply, as_json=as_json)
+        return _call(tokens, as_json=as_json)
     except CycloptsError as error:
         return failures.of_usage(str(error), f"bus {command}", as_json=as_json)
     except BusError as error:
@@ -122,7 +118,16 @@ def _run_command(tokens: list[str]) -> int:
         return failures.of_system(error, as_json=as_json)
     except KeyboardInterrupt:
         return failures.INTERRUPTED
-    return int(reply.status)
+
+
+def _call(tokens: list[str], *, as_json: bool) -> int:
+    reply = app(tokens[0])(
+        tokens, exit_on_error=False, print_error=False, result_action="return_value"
+    )
+    if not isinstance(reply, output.Reply):  # it printed for itself: `up`, `demo`, a help page
+        return int(reply or 0)
+    output.show(reply, as_json=as_json)
+    return reply.status
 
 
 def _unknown(command: str) -> str:
@@ -144,8 +149,19 @@ def app(*commands: str) -> App:
         suppress_keyboard_interrupt=False,
     )
     for command in commands:
-        application.command(load(command), name=command)
+        function = load(command)
+        application.command(function, name=command, help=_page(function))
     return application
+
+
+def _page(function: Callable[..., Any]) -> str:
+    """A docstring as a help page: without its section on parameters, each paragraph one line.
+
+    The terminal's width decides where lines break; indented examples stay as they are.
+    """
+    text = (getdoc(function) or "").split("\n\nParameters\n")[0]
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs)
 
 
 def load(command: str) -> Callable[..., Any]:

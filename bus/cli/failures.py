@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+
 from bus.cli.output import Block, complain, print_json, problem_blocks
 from bus.errors import BusError, Code, Refused, Unavailable
 

@@ -86,6 +86,7 @@ def _remark(row: JobRow) -> str:
 
 def rejected(
     job: str | None = None,
+    /,
     *,
     limit: Limit = 20,
     everywhere: Everywhere = HERE,

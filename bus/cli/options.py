@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 #: How many rows a listing may have.
 Limit = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))]
+#: A flag that may be repeated.
+Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+#: A switch that has no opposite.
+Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 
 _GROUP = Group("With every command", sort_key=99)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bus.cli.options import HERE, Everywhere
+from bus.cli.options import HERE, Everywhere, Switch
 from bus.cli.output import Facts, Line, Part, Reply, Table, show
 
 if TYPE_CHECKING:
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from bus.lake import Lake
 
 Count = Annotated[int, Parameter(validator=Number(gte=1, lte=256))]
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def up(
     *,
     workers: Count | None = None,
-    flower: Flag = False,
-    verbose: Flag = False,
+    flower: Switch = False,
+    verbose: Switch = False,
     everywhere: Everywhere = HERE,
 ) -> int:
     """Start a whole bus on this machine and keep it running.
@@ -127,7 +126,7 @@ def demo(*, seed: int = 7, everywhere: Everywhere = HERE) -> int:
     seed
         The made-up data is the same for the same seed.
     """
-    from bus.demo import run
+    from bus.demo.tour import run
 
     root = everywhere.lake or Path(os.environ.get("BUS_LAKE") or "demo-lake")
     return run(root, seed=seed, as_json=everywhere.json)

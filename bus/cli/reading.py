@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from bus.cli.options import HERE, Everywhere, Limit
 from bus.cli.output import Block, Facts, Line, Part, Reply, Table, problem_blocks, size
@@ -60,6 +62,7 @@ def runs(
 
 def show(
     ref: str | None = None,
+    /,
     *,
     kind: str | None = None,
     schema_version: int | None = None,
@@ -240,7 +243,7 @@ def _contract(spec: Any) -> Iterable[Part]:
 # ── path and query ────────────────────────────────────────────────────────────────────────────
 
 
-def path(ref: str, *, everywhere: Everywhere = HERE) -> Reply:
+def path(ref: str, /, *, everywhere: Everywhere = HERE) -> Reply:
     """Print the absolute path of an artifact's Parquet file.
 
     Works with no bus running.
@@ -264,7 +267,13 @@ def path(ref: str, *, everywhere: Everywhere = HERE) -> Reply:
     return Reply(data, lambda: [Line(facts["path"])])
 
 
-def query(sql: str, *, limit: Limit = 1000, everywhere: Everywhere = HERE) -> Reply:
+def query(
+    sql: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    limit: Limit = 1000,
+    everywhere: Everywhere = HERE,
+) -> Reply:
     """Run one SELECT over the published catalog.
 
     The snapshot holds catalog.runs_d, catalog.artifacts_f, catalog.latest_artifacts_v,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from bus.cli.options import HERE, Everywhere
+from bus.cli.options import HERE, Everywhere, Switch
 from bus.cli.output import Block, Facts, Line, Mood, Part, Reply, Table, say, seconds, size
 from bus.errors import Code, NotFound, Refused
 
@@ -85,6 +85,7 @@ def _queues(found: Status) -> Iterable[Part]:
 
 def health(
     process: Literal["worker", "writer", "pump", "beat"] | None = None,
+    /,
     *,
     everywhere: Everywhere = HERE,
 ) -> Reply:
@@ -125,7 +126,7 @@ def health(
 
 def doctor(
     *,
-    settings: Annotated[bool, Parameter(negative="")] = False,
+    settings: Switch = False,
     everywhere: Everywhere = HERE,
 ) -> Reply:
     """Check that this machine and this lake are fit for a bus.
@@ -179,7 +180,7 @@ def _settings(chosen: Any) -> Reply:
     return Reply(data, lambda: [Table(("setting", "value", "meaning"), shown)])
 
 
-def explain(code: str | None = None, *, everywhere: Everywhere = HERE) -> Reply:
+def explain(code: str | None = None, /, *, everywhere: Everywhere = HERE) -> Reply:
     """Explain an error code, as the runbook does.
 
     Without a code it lists all of them.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from bus.cli.options import HERE, Everywhere, lake_of_bus_root
+from bus.cli.options import HERE, Everywhere, Many, Switch, lake_of_bus_root
 from bus.cli.output import Block, Facts, Line, Part, Reply, Table, say
 from bus.errors import Code, Refused
 
@@ -25,22 +25,22 @@ _NO_WORKER = "Nobody validates on this lake right now: see bus status. The job i
 def submit(
     *files: Path,
     kind: str,
-    parquet: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=False)] = (),
+    parquet: Annotated[tuple[Path, ...], Parameter(negative="", show_default=False)] = (),
     job_id: str | None = None,
     run_id: str | None = None,
     producer: str = "manual",
-    artifact_id: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    logical_key: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    artifact_id: Many = (),
+    logical_key: Many = (),
     schema_hint: str | None = None,
     schema_version: int = 1,
-    rows: Annotated[tuple[int, ...], Parameter(negative="")] = (),
-    tag: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    input: Annotated[tuple[str, ...], Parameter(name="--input", negative="")] = (),  # noqa: A002
-    no_inputs: Annotated[bool, Parameter(negative="")] = False,
-    supersedes: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    rows: Annotated[tuple[int, ...], Parameter(negative="", show_default=False)] = (),
+    tag: Many = (),
+    input: Many = (),  # noqa: A002 - the flag is --input
+    no_inputs: Switch = False,
+    supersedes: Many = (),
     meta_json: str | None = None,
-    after: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    wait: Annotated[bool, Parameter(negative="")] = False,
+    after: Many = (),
+    wait: Switch = False,
     timeout: float = 600.0,
     bus_root: Path | None = None,
     everywhere: Everywhere = HERE,
@@ -53,9 +53,10 @@ def submit(
 
     For example:
 
-        bus submit alerts.parquet --kind alerts_std --run-id run-42 --producer baseline --wait
-        bus submit trades.parquet metrics.parquet --kind bt_trades --artifact-id trades metrics
-        bus submit --parquet a.parquet --kind trades --meta-json '{"git_sha": "1f3a9c0"}' --json
+        bus submit alerts.parquet --kind alerts_std --run-id run-42 --wait
+        bus submit trades.parquet fills.parquet --kind fills --producer backtest
+        bus submit --parquet a.parquet --kind trades --tag token=SOL --json
+        bus submit a.parquet --kind trades --meta-json '{"git_sha": "1f3a9c0"}'
 
     Parameters
     ----------
@@ -140,6 +141,7 @@ def submit(
 
 def wait(
     job: str,
+    /,
     *,
     timeout: float = 600.0,
     everywhere: Everywhere = HERE,
@@ -169,7 +171,7 @@ def wait(
 
 def retry(
     *jobs: str,
-    wait: Annotated[bool, Parameter(negative="")] = False,
+    wait: Switch = False,
     timeout: float = 600.0,
     everywhere: Everywhere = HERE,
 ) -> Reply:

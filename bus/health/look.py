@@ -248,6 +248,10 @@ def _newest_commit(lake: Lake) -> tuple[int, str | None]:
     return 0, None
 
 
+def _exports(lake: Lake, settings: Settings, catalog: CatalogHealth) -> list[ExportHealth]:
+    return []
+
+
 # ── one process ───────────────────────────────────────────────────────────────────────────────
 
 

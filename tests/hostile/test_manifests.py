@@ -332,7 +332,7 @@ def test_a_commit_that_is_neither_empty_nor_a_marker_is_refused(
     path = put_job(lake, "job", marker=False)
     (path / COMMIT).write_text(text)
 
-    assert set(codes(judged(intake, lake, "job"))) <= {"E112", "E107"}
+    assert codes(judged(intake, lake, "job")) in (["E112"], ["E107"])
 
 
 def test_a_commit_of_white_space_counts_as_empty(lake: Lake, intake: Intake) -> None:

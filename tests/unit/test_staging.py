@@ -202,9 +202,10 @@ def test_pages_carry_checksums_and_the_codec_is_the_callers(lake: Lake) -> None:
     metadata = pq.read_metadata(path)
     assert metadata.row_group(0).column(0).compression == "SNAPPY"
     # A flipped bit in a page is noticed only because of the checksum.
-    offset = metadata.row_group(0).column(0).data_page_offset
+    column = metadata.row_group(0).column(0)
+    begin = column.dictionary_page_offset or column.data_page_offset
     data = bytearray(path.read_bytes())
-    data[offset + 40] ^= 1
+    data[begin + column.total_compressed_size - 1] ^= 1
     with pytest.raises(OSError, match=r"(?i)crc|checksum"):
         pq.read_table(pa.BufferReader(bytes(data)), page_checksum_verification=True)
 

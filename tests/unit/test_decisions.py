@@ -1,0 +1,355 @@
+"""Step 7: duplicates, references, conflicts; each job of a batch sees the ones before it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bus.model import Alias, Outcome, Supersede, Tag, Tombstone
+from tests.ledger import Ledger
+from tests.pipeline import facts, id_of, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bus.model import ArtifactFacts, JobRecord, Verdict
+
+A, B, C = facts("a", 1), facts("b", 2), facts("c", 3)
+NOWHERE = "00000000-0000-5000-8000-000000000000"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path, in_memory=True)
+    yield ledger
+    ledger.assert_equals_a_rebuild()
+    ledger.manifest.close()
+
+
+def together_or_apart(ledger: Ledger, together: bool, *verdicts: Verdict) -> list[JobRecord]:
+    """The records of jobs in one batch, or each in a commit of its own."""
+    if together:
+        return ledger.commit(*verdicts)
+    return [record for found in verdicts for record in ledger.commit(found)]
+
+
+either_way = pytest.mark.parametrize("together", [True, False], ids=["one batch", "two batches"])
+
+
+# ── duplicates ───────────────────────────────────────────────────────────────────────────────────
+
+
+@either_way
+@pytest.mark.parametrize(
+    ("second", "decision", "mode", "bytes_of_first"),
+    [
+        (facts("a", 1), "deduped", "file_hash", True),
+        (facts("a", 1, codec="zstd"), "deduped", "content_hash", True),
+        (facts("a", 1, logical_key="other"), "created", None, True),
+        (facts("a", 1, kind="other"), "created", None, True),
+        (facts("a", 1, schema_version=2), "created", None, True),
+        (facts("a", 2), "created", None, False),
+    ],
+    ids=["same bytes", "same rows", "other key", "other kind", "other version", "other rows"],
+)
+def test_an_artifact_is_its_kind_version_key_and_rows(
+    ledger: Ledger,
+    together: bool,
+    second: ArtifactFacts,
+    decision: str,
+    mode: str | None,
+    bytes_of_first: bool,
+) -> None:
+    first, again = together_or_apart(ledger, together, verdict("j1", A), verdict("j2", second))
+    assert first.artifacts[0].decision == "created"
+    found = again.artifacts[0]
+    assert (found.decision, found.mode) == (decision, mode)
+    assert (found.file_hash == A.file_hash) == bytes_of_first
+    assert (found.artifact_id == id_of(A)) == (decision == "deduped")
+    uses = ledger.manifest.rows("SELECT job_id, artifact_id FROM run_artifacts ORDER BY job_id")
+    assert uses == [("j1", id_of(A)), ("j2", found.artifact_id)]
+
+
+def test_one_job_may_hold_the_same_rows_twice(ledger: Ledger) -> None:
+    twin = facts("a", 1, codec="zstd", relpath="twin.parquet").model_copy(update={"name": "twin"})
+    (record,) = ledger.committed(verdict("j", A, twin))
+    assert [(a.decision, a.mode) for a in record.artifacts] == [
+        ("created", None),
+        ("deduped", "content_hash"),
+    ]
+
+
+@either_way
+def test_a_duplicate_of_a_superseded_artifact_is_a_use_and_its_status_stays(
+    ledger: Ledger, together: bool
+) -> None:
+    ledger.committed(verdict("j", A, B))
+    old = [Supersede(op="supersede", target=id_of(A), by=id_of(B))]
+    _, again = together_or_apart(
+        ledger, together, verdict("s", mutations=old), verdict("j2", A, run_id="run-2")
+    )
+    assert again.artifacts[0].decision == "deduped"
+    assert ledger.status() == {id_of(A): "superseded", id_of(B): "active"}
+
+
+@either_way
+def test_a_duplicate_of_a_tombstoned_artifact_revives_it_with_the_new_bytes(
+    ledger: Ledger, together: bool
+) -> None:
+    ledger.committed(verdict("j", A))
+    wrong = [Tombstone(op="tombstone", target=id_of(A), reason="wrong")]
+    fresh = facts("a", 1, codec="zstd")
+    _, again = together_or_apart(
+        ledger, together, verdict("t", mutations=wrong), verdict("j2", fresh)
+    )
+    assert again.artifacts[0].decision == "revived"
+    assert again.artifacts[0].artifact_id == id_of(A)
+    assert ledger.status() == {id_of(A): "active"}
+    assert ledger.manifest.rows("SELECT file_hash FROM artifacts") == [(fresh.file_hash,)]
+
+
+# ── the same job id again ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_job_again_is_repeated_and_another_under_its_id_is_e105(ledger: Ledger) -> None:
+    first = verdict("j", A)
+    ledger.committed(first)
+    same = verdict("j", A, job_digest=first.job_digest)
+    (record,) = ledger.commit(same)
+    assert (record.outcome, record.first_seq, record.artifacts) == (Outcome.REPEATED, 1, [])
+    assert ledger.codes(verdict("j", B)) == [["E105"]]
+    assert ledger.manifest.rows("SELECT count(*) FROM artifact_facts") == [(1,)]
+
+
+def test_a_rejected_id_may_come_again_and_is_judged_afresh(ledger: Ledger) -> None:
+    missing = facts("a", 1, inputs=[NOWHERE])
+    assert ledger.codes(verdict("j", missing)) == [["E401"]]
+    (record,) = ledger.commit(verdict("j", A))
+    assert record.outcome is Outcome.COMMITTED
+
+
+# ── references ───────────────────────────────────────────────────────────────────────────────────
+
+
+@either_way
+@pytest.mark.parametrize("reference", [id_of(A), "job:j1/a"])
+def test_a_job_may_build_on_one_before_it(ledger: Ledger, together: bool, reference: str) -> None:
+    derived = facts("b", 2, inputs=[reference])
+    _, record = together_or_apart(ledger, together, verdict("j1", A), verdict("j2", derived))
+    assert record.artifacts[0].inputs == [id_of(A)]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "c"])))
+def test_siblings_may_be_named_in_any_order(ledger: Ledger, order: tuple[str, ...]) -> None:
+    made = {
+        "a": A,
+        "b": facts("b", 2, inputs=["name:a"]),
+        "c": facts("c", 3, inputs=["name:b", "name:a"]),
+    }
+    (record,) = ledger.committed(verdict("j", *(made[name] for name in order)))
+    inputs = {a.name: a.inputs for a in record.artifacts}
+    assert inputs == {"a": None, "b": [id_of(A)], "c": [id_of(made["b"]), id_of(A)]}
+
+
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [("name:nobody", "E401"), ("not-an-id", "E401"), ("", "E401"), ("job:", "E401")],
+)
+def test_a_reference_that_can_never_be_found_is_refused_at_once(
+    ledger: Ledger, reference: str, code: str
+) -> None:
+    (record,) = ledger.commit(verdict("j", facts("a", 1, inputs=[reference])), wait_s=600)
+    assert [(p.code, p.where) for p in record.problems] == [
+        (code, "manifest.json.artifacts[0].inputs[0]")
+    ]
+
+
+@pytest.mark.parametrize("reference", [NOWHERE, "job:later/a"])
+def test_a_reference_that_may_yet_come_is_waited_for_and_only_so_long(
+    ledger: Ledger, reference: str
+) -> None:
+    job = verdict("j", facts("b", 2, inputs=[reference]))
+    found = ledger.decide(job, wait_s=600)
+    assert (found.records, found.waiting) == ([], {"j": [reference]})
+    (record,) = ledger.decide(job, wait_s=600, later_s=601).records
+    assert [p.code for p in record.problems] == ["E401"]
+
+
+def test_a_name_that_a_committed_job_does_not_have_will_never_come(ledger: Ledger) -> None:
+    ledger.committed(verdict("j1", A))
+    found = ledger.decide(verdict("j2", facts("b", 2, inputs=["job:j1/other"])), wait_s=600)
+    assert found.waiting == {}
+    assert [p.code for p in found.records[0].problems] == ["E401"]
+
+
+def test_one_that_waits_holds_up_nobody_in_its_batch(ledger: Ledger) -> None:
+    waits = verdict("w", facts("b", 2, inputs=[NOWHERE]))
+    found = ledger.decide(waits, verdict("j", A), wait_s=600)
+    assert [r.job_id for r in found.records] == ["j"]
+    assert found.waiting == {"w": [NOWHERE]}
+
+
+def test_what_comes_later_in_the_batch_is_waited_for_not_refused(ledger: Ledger) -> None:
+    early = verdict("j2", facts("b", 2, inputs=["job:j1/a"]))
+    found = ledger.decide(early, verdict("j1", A), wait_s=600)
+    assert [r.job_id for r in found.records] == ["j1"]
+    assert found.waiting == {"j2": ["job:j1/a"]}
+
+
+def test_after_orders_jobs(ledger: Ledger) -> None:
+    second = verdict("j2", B, after=["j1"])
+    assert ledger.decide(second, wait_s=600).waiting == {"j2": ["j1"]}
+    assert [r.job_id for r in ledger.commit(verdict("j1", A), second)] == ["j1", "j2"]
+    assert ledger.codes(verdict("j3", C, after=["nobody"])) == [["E401"]]
+
+
+def test_every_problem_of_a_job_is_told_at_once(ledger: Ledger) -> None:
+    job = verdict(
+        "j",
+        facts("a", 1, inputs=["name:x"], supersedes=["name:y"]),
+        facts("b", 2, inputs=["name:b"]),
+        mutations=[Tag(op="tag", target="name:z", tags={"k": ["v"]})],
+    )
+    (record,) = ledger.commit(job)
+    assert [(p.code, p.where.removeprefix("manifest.json.")) for p in record.problems] == [
+        ("E401", "artifacts[0].inputs[0]"),
+        ("E401", "artifacts[0].supersedes[0]"),
+        ("E402", "artifacts[1].inputs"),
+        ("E403", "mutations[0].target"),
+    ]
+
+
+# ── cycles ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def on(found: ArtifactFacts, *inputs: str) -> ArtifactFacts:
+    return found.model_copy(update={"inputs": list(inputs)})
+
+
+@pytest.mark.parametrize(
+    "artifacts",
+    [
+        (on(A, "name:a"),),
+        (on(A, id_of(A)),),
+        (on(A, "name:b"), on(B, "name:a")),
+        (on(A, "name:b"), on(B, "name:c"), on(C, "name:a")),
+    ],
+    ids=["self by name", "self by id", "two", "three"],
+)
+def test_nothing_descends_from_itself_within_a_job(
+    ledger: Ledger, artifacts: tuple[ArtifactFacts, ...]
+) -> None:
+    ((*codes,),) = ledger.codes(verdict("j", *artifacts))
+    assert codes == ["E402"]
+
+
+def test_nor_over_several_commits(ledger: Ledger) -> None:
+    ledger.committed(verdict("j1", A), verdict("j2", on(B, "job:j1/a")))
+    ledger.committed(verdict("j3", on(C, "job:j2/b")))
+    assert ledger.codes(verdict("j4", on(A, id_of(C)))) == [["E402"]]
+    ledger.committed(verdict("j5", on(C, id_of(A))))  # a shorter way to an ancestor is no cycle
+
+
+def test_nor_where_the_way_leads_through_the_batch_and_back_into_the_past(
+    ledger: Ledger,
+) -> None:
+    ledger.committed(verdict("j1", A, B), verdict("j2", on(C, "job:j1/b")))  # c from b
+    first = verdict("j3", on(B, id_of(A)))  # b from a: only in this batch
+    second = verdict("j4", on(A, id_of(C)))  # a from c: c, b (before), a (in this batch)
+    assert ledger.codes(first, second) == [[], ["E402"]]
+
+
+def test_nor_where_the_way_leads_through_a_sibling_and_the_past(ledger: Ledger) -> None:
+    ledger.committed(verdict("j1", A), verdict("j2", on(C, "job:j1/a")))  # c from a
+    both = verdict("j3", on(A, "name:b"), on(B, "job:j2/c"))  # a from b, b from c
+    assert ledger.codes(both) == [["E402"]]
+
+
+def test_a_deep_history_costs_a_new_artifact_nothing(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.committed(verdict("j1", A))
+    asked: list[str] = []
+    real = ledger.manifest.among
+    monkeypatch.setattr(
+        ledger.manifest, "among", lambda name, *rest: asked.append(name) or real(name, *rest)
+    )
+    ledger.committed(verdict("j2", on(B, id_of(A))))
+    assert "ancestors" not in asked
+
+
+@either_way
+def test_two_artifacts_do_not_supersede_each_other(ledger: Ledger, together: bool) -> None:
+    ledger.committed(verdict("j", A, B))
+    first = verdict("s1", mutations=[Supersede(op="supersede", target=id_of(A), by=id_of(B))])
+    second = verdict("s2", mutations=[Supersede(op="supersede", target=id_of(B), by=id_of(A))])
+    records = together_or_apart(ledger, together, first, second)
+    assert [[p.code for p in r.problems] for r in records] == [[], ["E402"]]
+    assert ledger.status() == {id_of(A): "superseded", id_of(B): "active"}
+
+
+def test_nor_in_a_ring_of_three_within_one_job(ledger: Ledger) -> None:
+    ring = [
+        Supersede(op="supersede", target=f"name:{old}", by=f"name:{new}")
+        for old, new in (("a", "b"), ("b", "c"), ("c", "a"))
+    ]
+    assert ledger.codes(verdict("j", A, B, C, mutations=ring)) == [["E402"]]
+    itself = facts("a", 1, supersedes=["name:a"])
+    assert ledger.codes(verdict("j2", itself)) == [["E402"]]
+
+
+# ── expectations ─────────────────────────────────────────────────────────────────────────────────
+
+
+def alias(target: str | None, expect: str | None = None) -> Alias:
+    return Alias(op="alias", kind="signals", alias="best", target=target, expect=expect)
+
+
+@either_way
+def test_of_two_who_expect_the_same_alias_one_gets_it(ledger: Ledger, together: bool) -> None:
+    ledger.committed(verdict("j", A, B))
+    records = together_or_apart(
+        ledger,
+        together,
+        verdict("m1", mutations=[alias(id_of(A), expect="")]),
+        verdict("m2", mutations=[alias(id_of(B), expect="")]),
+        verdict("m3", mutations=[alias(id_of(B), expect=id_of(A))]),
+    )
+    assert [[p.code for p in r.problems] for r in records] == [[], ["E405"], []]
+    assert ledger.alias("signals", "best") == id_of(B)
+
+
+def test_a_job_sees_its_own_aliases(ledger: Ledger) -> None:
+    ledger.committed(verdict("j", A, B))
+    ledger.committed(verdict("m", mutations=[alias("job:j/a"), alias("job:j/b", expect=id_of(A))]))
+    assert ledger.alias("signals", "best") == id_of(B)
+
+
+def test_a_refused_job_leaves_no_trace_in_its_batch(ledger: Ledger) -> None:
+    ledger.committed(verdict("j", A))
+    refused = verdict("m1", B, mutations=[alias("name:b"), alias("name:nobody")])
+    after = verdict("m2", mutations=[alias(id_of(A), expect="")])
+    builds_on_it = verdict("m3", on(C, id_of(B)))
+    assert ledger.codes(refused, after, builds_on_it) == [["E403"], [], ["E401"]]
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        Supersede(op="supersede", target=id_of(A), by=id_of(B), expect="sha256:other"),
+        Tombstone(op="tombstone", target=id_of(A), reason="r", expect="sha256:other"),
+    ],
+)
+def test_bytes_that_changed_meanwhile_are_noticed(ledger: Ledger, mutation: Any) -> None:
+    ledger.committed(verdict("j", A, B))
+    assert ledger.codes(verdict("m1", mutations=[mutation])) == [["E405"]]
+    fits = mutation.model_copy(update={"expect": A.file_hash})
+    assert ledger.codes(verdict("m2", mutations=[fits])) == [[]]
+
+
+def test_a_mutation_of_nothing_is_e403(ledger: Ledger) -> None:
+    tag = Tag(op="tag", target=NOWHERE, tags={"k": ["v"]})
+    assert ledger.codes(verdict("m", mutations=[tag])) == [["E403"]]

@@ -1,0 +1,252 @@
+"""The manifest: commits written down exactly once, in order, the same at every rebuild."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from bus.errors import Unavailable
+from bus.journal import GENESIS, Commit
+from bus.lake import Lake
+from bus.manifest import BrokenManifestError, Manifest, StaleManifestError
+from bus.model import Alias, JobRecord, Outcome, Pin, Tag, Tombstone, Unpin, Untag
+from tests.ledger import Ledger, dump
+from tests.pipeline import facts, id_of, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+A, B = facts("a", 1), facts("b", 2)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path)
+    yield ledger
+    ledger.assert_equals_a_rebuild()
+    ledger.manifest.close()
+
+
+def rows(ledger: Ledger, sql: str) -> list[tuple[Any, ...]]:
+    return ledger.manifest.rows(sql)
+
+
+# ── one commit after the other ───────────────────────────────────────────────────────────────────
+
+
+def test_an_empty_manifest_has_applied_nothing(ledger: Ledger) -> None:
+    assert ledger.manifest.applied == (0, GENESIS)
+    assert ledger.manifest.progress("links") == 0
+
+
+def test_a_commit_is_applied_once_and_only_after_the_one_before_it(ledger: Ledger) -> None:
+    ledger.committed(verdict("j1", A))
+    first = ledger.commits[0]
+    before = dump(ledger.manifest)
+    second = ledger.as_commit([JobRecord(job_id="j2", verdict_id="v2", outcome=Outcome.REJECTED)])
+    third = Commit(second.record.model_copy(update={"seq": 3}), second.sha256)
+    stranger = Commit(second.record.model_copy(update={"prev": "f" * 64}), second.sha256)
+    for wrong in ([first], [third], [stranger], [second, first]):
+        with pytest.raises(StaleManifestError):
+            ledger.manifest.apply(wrong)
+        assert dump(ledger.manifest) == before
+    assert ledger.manifest.applied == (1, first.sha256)
+
+
+def test_a_batch_is_applied_whole_or_not_at_all(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = dump(ledger.manifest)
+    commit = ledger.as_commit(ledger.decide(verdict("j", A)).records)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "_note", full)
+        with pytest.raises(sqlite3.OperationalError):
+            ledger.manifest.apply([commit])
+    assert dump(ledger.manifest) == before
+    ledger.manifest.apply([commit])  # the same connection works on when there is room again
+    ledger.commits.append(commit)
+    assert ledger.manifest.applied == (1, commit.sha256)
+
+
+def test_a_reader_sees_the_commit_before_until_the_next_is_whole(ledger: Ledger) -> None:
+    reader = Manifest.read(ledger.lake)
+    assert reader.applied[0] == 0
+    ledger.committed(verdict("j", A))
+    assert reader.applied[0] == 1
+    with pytest.raises(sqlite3.OperationalError):
+        reader.rows("DELETE FROM jobs")
+    reader.close()
+
+
+def test_a_reader_without_a_manifest_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable) as caught:
+        Manifest.read(Lake(tmp_path))
+    assert caught.value.code == "E508"
+
+
+@pytest.mark.parametrize("damage", ["text", "zeros", "truncated"])
+def test_a_file_that_is_no_sound_database_is_told_from_other_faults(
+    tmp_path: Path, damage: str
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.committed(verdict("j", A))
+    ledger.manifest.close()
+    path = ledger.lake.manifest_db
+    data = path.read_bytes()
+    bad = {"text": b"no database" * 1000, "zeros": b"\0" * 8192, "truncated": data[:5000]}
+    path.write_bytes(bad[damage])
+    with pytest.raises(BrokenManifestError):
+        manifest = Manifest.open(ledger.lake)
+        manifest.rows("SELECT * FROM jobs")
+
+
+def test_a_write_ahead_log_without_its_database_is_not_replayed_into_a_new_one(
+    tmp_path: Path,
+) -> None:
+    # A rebuild that is killed between removing manifest.sqlite and its -wal leaves this.
+    ledger = Ledger(tmp_path)
+    ledger.committed(verdict("j", A))
+    ledger.lake.manifest_db.unlink()
+    assert ledger.lake.manifest_db.with_name("manifest.sqlite-wal").stat().st_size > 0
+    manifest = Manifest.open(ledger.lake)
+    assert manifest.applied == (0, GENESIS)
+    manifest.close()
+
+
+# ── what a record becomes ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_documents_tables_show_an_artifact(ledger: Ledger) -> None:
+    derived = facts("b", 2, inputs=["name:a"], tags={"run": ["x", "y"]})
+    ledger.committed(verdict("j", A, derived, meta={"note": "ä"}))
+    a, b = id_of(A), id_of(derived)
+    found = rows(ledger, "SELECT artifact_id, artifact_type, status, path_parquet FROM artifacts")
+    path = str(ledger.lake.object_path(A.sha256))
+    assert (a, "signals", "active", path) in found
+    assert rows(ledger, "SELECT * FROM artifact_lineage") == [(b, a)]
+    assert rows(ledger, "SELECT * FROM artifact_tags ORDER BY v") == [
+        (b, "run", "x"),
+        (b, "run", "y"),
+    ]
+    assert rows(ledger, "SELECT name, nulls, min, max FROM column_stats ORDER BY min") == [
+        ("x", 0, 1, 2),
+        ("x", 0, 2, 3),
+    ]
+
+
+def test_a_rejection_is_in_jobs_and_nowhere_else(ledger: Ledger) -> None:
+    problem = {"code": "E307", "where": "a.parquet", "message": "m", "hint": "h"}
+    refused = verdict("j", accepted=False, problems=[problem], job_digest=None, run_id=None)
+    ledger.commit(refused)
+    ((outcome, problems),) = rows(ledger, "SELECT outcome, problems_json FROM jobs")
+    assert outcome == "rejected"
+    assert "E307" in problems
+    for table in ("artifact_facts", "runs", "run_artifacts", "objects"):
+        assert rows(ledger, f"SELECT * FROM {table}") == []
+
+
+def test_a_run_is_widened_by_each_job_and_the_newest_meta_wins_by_key(ledger: Ledger) -> None:
+    ledger.committed(verdict("j1", A, meta={"a": 1, "b": 1}))
+    ledger.committed(verdict("j2", B, meta={"b": 2}))
+    found = rows(ledger, "SELECT first_seq, last_seq, meta_json FROM runs")
+    assert found == [(1, 2, '{"a":1,"b":2}')]
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (2**64 - 1, "18446744073709551615"),
+        (-(2**63) - 1, "-9223372036854775809"),
+        (2**63 - 1, 2**63 - 1),
+        (True, 1),
+        (1.5, 1.5),
+        ("2026-01-08", "2026-01-08"),
+        (None, None),
+    ],
+)
+def test_a_statistic_that_sqlite_cannot_hold_is_kept_as_text_and_stops_nobody(
+    ledger: Ledger, value: Any, stored: Any
+) -> None:
+    # An error here would come after the commit, at every start of the writer, for ever.
+    stats = [{"name": "x", "nulls": 0, "min": value, "max": value}]
+    ledger.committed(verdict("j", facts("a", 1, column_stats=stats)))
+    assert rows(ledger, "SELECT min, max FROM column_stats") == [(stored, stored)]
+
+
+# ── facts that begin and end, also within one commit ─────────────────────────────────────────────
+
+
+def mutate(ledger: Ledger, *batch: list[Any]) -> None:
+    """One commit with one job for each list of mutations."""
+    number = len(ledger.commits)
+    ledger.committed(*(verdict(f"m{number}.{n}", mutations=ops) for n, ops in enumerate(batch)))
+
+
+def test_an_alias_moved_twice_in_one_commit_means_the_last_one(ledger: Ledger) -> None:
+    ledger.committed(verdict("j", A, B))
+    to_a = Alias(op="alias", kind="signals", alias="best", target=id_of(A))
+    to_b = Alias(op="alias", kind="signals", alias="best", target=id_of(B))
+    mutate(ledger, [to_a], [to_b])
+    assert ledger.alias("signals", "best") == id_of(B)
+    mutate(ledger, [to_a, to_b], [to_a])
+    assert ledger.alias("signals", "best") == id_of(A)
+    gone = Alias(op="alias", kind="signals", alias="best", target=None)
+    mutate(ledger, [to_b], [gone])
+    assert ledger.alias("signals", "best") is None
+    assert rows(ledger, "SELECT count(*) FROM alias_facts WHERE ended_seq = added_seq") == [(0,)]
+
+
+def test_a_tag_taken_off_and_put_on_in_one_commit_is_on(ledger: Ledger) -> None:
+    ledger.committed(verdict("j", A))
+    on = Tag(op="tag", target=id_of(A), tags={"k": ["v"]})
+    off = Untag(op="untag", target=id_of(A), tags={"k": ["v"]})
+    mutate(ledger, [on], [off], [on])
+    assert rows(ledger, "SELECT k, v FROM artifact_tags") == [("k", "v")]
+    mutate(ledger, [off, on, off])
+    assert rows(ledger, "SELECT k, v FROM artifact_tags") == []
+    assert rows(ledger, "SELECT added_seq, ended_seq FROM tag_facts") == [(2, 3)]
+
+
+def test_a_pin_removed_and_set_again_in_one_commit_is_set(ledger: Ledger) -> None:
+    ledger.committed(verdict("j", A))
+    pin = Pin(op="pin", pin="paper", target=id_of(A))
+    unpin = Unpin(op="unpin", pin="paper", target=id_of(A))
+    mutate(ledger, [pin], [unpin], [pin])
+    assert rows(ledger, "SELECT pin, artifact_id FROM pins") == [("paper", id_of(A))]
+
+
+def test_tombstoned_revived_and_tombstoned_again_in_one_commit_is_tombstoned(
+    ledger: Ledger,
+) -> None:
+    ledger.committed(verdict("j", A))
+    wrong = [Tombstone(op="tombstone", target=id_of(A), reason="wrong")]
+    again = facts("a", 1, codec="zstd")
+    ledger.committed(
+        verdict("t1", mutations=wrong), verdict("j2", again), verdict("t2", mutations=wrong)
+    )
+    assert ledger.status() == {id_of(A): "tombstoned"}
+    assert rows(ledger, "SELECT file_hash FROM artifacts") == [(again.file_hash,)]
+
+
+def test_facts_tell_how_things_stood_after_each_commit(ledger: Ledger) -> None:
+    ledger.committed(verdict("j", A))
+    mutate(ledger, [Tag(op="tag", target=id_of(A), tags={"k": ["v"]})])
+    mutate(ledger, [Untag(op="untag", target=id_of(A), tags={"k": ["v"]})])
+    mutate(ledger, [Tag(op="tag", target=id_of(A), tags={"k": ["v"]})])
+    held = [
+        bool(
+            ledger.manifest.rows(
+                "SELECT 1 FROM tag_facts WHERE added_seq <= :s AND ifnull(ended_seq > :s, 1)",
+                {"s": seq},
+            )
+        )
+        for seq in range(1, 5)
+    ]
+    assert held == [False, True, False, True]
