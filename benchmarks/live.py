@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import lakes
+from benchmarks.cpu import cpu_s_of
 from bus.client import Bus
 from bus.lake import Lake
 from bus.settings import Settings
 from bus.supervisor import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 WORKERS = 2
@@ -28,6 +29,11 @@ class LiveBus:
     settings: Settings
     lake: Lake
     client: Bus
+    pids: Mapping[str, int]
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far of each of the bus's processes, pool children included."""
+        return {name: cpu_s_of(pid) for name, pid in self.pids.items()}
 
     def warm_up(self, side: Lake, files: Sequence[Path]) -> None:
         """Let every process have done its work once: a first job pays for imports."""
@@ -93,8 +99,8 @@ def _text(value: bytes | str) -> str:
 def live_bus(lake: Lake, **values: Any) -> Iterator[LiveBus]:
     """Start a bus on the lake, and stop it at the end. `values` are settings."""
     settings = Settings.load(lake.root, workers=WORKERS, **values)
-    with running(settings):
-        yield LiveBus(settings, Lake(settings.lake), Bus(settings))
+    with running(settings) as endpoint:
+        yield LiveBus(settings, Lake(settings.lake), Bus(settings), endpoint.processes)
 
 
 def add_export(lake: Lake, name: str, sql: str) -> None:

@@ -12,23 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
-from bus import canon, disk
-from bus.columns import UTC_INSTANT
+from bus import canon, disk, feed
 from bus.errors import Code, Unavailable
+from bus.feed import FACTS, TABLES, statement
 from bus.journal import GENESIS
 from bus.snapshot import connect_snapshot, select
 from bus.sqltypes import literal, quoted
@@ -49,95 +43,16 @@ log = structlog.get_logger("bus.catalog")
 #: Files must open in DuckDB 1.5 (the newest Node client); 2.0 writes a newer format by default.
 STORAGE_VERSION = "v1.5.0"
 _MEMORY_LIMIT = "1GB"
-#: The smallest there is: a publication writes the blocks a few rows touched, then copies them all.
-_BLOCK_SIZE_BYTES = 262_144
-#: Uses inserted at a time while catching up; bounds memory, not what one transaction holds.
-_WINDOW_ROWS = 50_000
-
-
-@cache
-def statement(name: str) -> str:
-    """One named statement (or script) of catalog.sql."""
-    text = resources.files("bus").joinpath("catalog.sql").read_text(encoding="utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))[name].strip()
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """A table of facts that begin and end: `columns` identify one, together with added_seq."""
-
-    table: str
-    columns: tuple[str, ...]
-    ids: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.columns, "added_seq", "ended_seq")
-
-    def read(self, condition: str) -> str:
-        """(SQLite) The facts for which `condition` holds."""
-        names = ", ".join(self.names)
-        return f"SELECT {names} FROM {self.table} WHERE {condition}"  # noqa: S608 - our own names
-
-    @property
-    def add(self) -> str:
-        values = ", ".join(f"{c}::UUID" if c in self.ids else c for c in self.columns)
-        return (
-            f"INSERT INTO catalog.{self.table} SELECT {values}, added_seq, ended_seq FROM incoming"  # noqa: S608 - our own names
-        )
-
-    @property
-    def end(self) -> str:
-        casts = {c: "::UUID" if c in self.ids else "" for c in self.columns}
-        same = " AND ".join(f"f.{c} = i.{c}{cast}" for c, cast in casts.items())
-        return (
-            f"UPDATE catalog.{self.table} f SET ended_seq = i.ended_seq FROM incoming i "  # noqa: S608 - our own names
-            f"WHERE {same} AND f.added_seq = i.added_seq"
-        )
-
-
-_FACTS = (
-    _Facts(
-        "lineage_facts", ("artifact_id", "input_artifact_id"), ("artifact_id", "input_artifact_id")
-    ),
-    _Facts("tag_facts", ("artifact_id", "k", "v"), ("artifact_id",)),
-    _Facts(
-        "supersede_facts",
-        ("artifact_id", "supersedes_artifact_id"),
-        ("artifact_id", "supersedes_artifact_id"),
-    ),
-    _Facts("tombstone_facts", ("artifact_id", "reason"), ("artifact_id",)),
-    _Facts("alias_facts", ("kind", "alias", "artifact_id"), ("artifact_id",)),
-    _Facts("pin_facts", ("pin", "artifact_id"), ("artifact_id",)),
+#: More than this goes into the tables in bulk; less is kept as one fresh row.
+_FRESH_USES = 100
+#: As much is folded into the tables: readers pick fresh rows out of their JSON at every query.
+_FRESH_ROWS = 200
+_FRESH_CHARACTERS = 512 << 10
+#: What `digest` compares, beside the text of all views.
+_DIGESTED = (
+    *("applied_v", "runs_d", "uses", "jobs_f", "lineage_facts", "tag_facts", "supersede_facts"),
+    *("tombstone_facts", "alias_facts", "pin_facts", "identity_facts", "columns_d", "views_d"),
 )
-#: What the (SQLite) statements of catalog.sql select.
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "read_runs": (
-        *("run_id", "producer", "created_at_utc", "first_seen_at", "last_seen_at"),
-        *("first_seq", "last_seq", "meta_json"),
-    ),
-    "read_uses": (
-        *("use_no", "run_id", "name", "artifact_id", "producer", "kind", "schema_version"),
-        *("rows", "schema_hint", "file_hash", "content_hash", "created_at_utc", "ingested_at"),
-        *("seq", "meta_json"),
-    ),
-    "read_jobs": (
-        *("job_no", "job_id", "seq", "outcome", "first_seq", "run_id", "producer", "kind"),
-        *("created_at_utc", "committed_at_utc", "artifacts", "problems_json"),
-    ),
-    "read_revived": ("artifact_id", "file_hash"),
-    "read_identities": ("artifact_no", "artifact_id", "added_seq", "ended_seq"),
-}
-_INTEGERS = {
-    *("use_no", "job_no", "artifact_no", "seq", "first_seq", "last_seq", "added_seq", "ended_seq"),
-    *("schema_version", "rows", "artifacts", "ordinal"),
-}
-
-
-_MOMENTS = {
-    *("created_at_utc", "first_seen_at", "last_seen_at", "ingested_at", "committed_at_utc"),
-}
 
 
 class Catalog:
@@ -211,8 +126,7 @@ class Catalog:
         # Nothing is lost without a write-ahead log: what a crash forgets, the manifest still knows.
         self._run(
             f"ATTACH {literal(str(path))} AS bus "
-            f"(STORAGE_VERSION '{STORAGE_VERSION}', RECOVERY_MODE no_wal_writes, "
-            f"BLOCK_SIZE {_BLOCK_SIZE_BYTES})"
+            f"(STORAGE_VERSION '{STORAGE_VERSION}', RECOVERY_MODE no_wal_writes)"
         )
         self._run("USE bus")
         self._run("SET TimeZone = 'UTC'")
@@ -226,10 +140,11 @@ class Catalog:
         self._attach()
         objects = literal(self._lake.public(self._lake.objects))
         artifact = statement("artifact").format(objects=objects)
+        fresh = {table.name: table.pick_fresh for table in TABLES}
         with self._transaction():
-            self._run(statement("schema"))
-            self._run(statement("views").format(artifact=artifact))
-            self._run("INSERT INTO catalog.meta VALUES (0, ?, 0, ?)", [GENESIS, self._layout])
+            self._run(statement("tables"))
+            self._run(statement("views").format(artifact=artifact, **fresh))
+            self._run("INSERT INTO held.meta VALUES (0, ?, 0, ?)", [GENESIS, self._layout])
         self.applied_seq = 0
         self._seen = {}
         self._show()
@@ -238,11 +153,12 @@ class Catalog:
         """Whether this copy is a beginning of the manifest's history, in today's layout."""
         if not self._rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'meta'"):
             return False
-        meta = self._rows("SELECT applied_seq, applied_sha256, layout FROM catalog.meta")
-        if not meta or meta[0][2] != self._layout:
+        if self._rows("SELECT layout FROM held.meta") != [(self._layout,)]:
             return False
-        self.applied_seq = int(meta[0][0])
-        return _hash_of(manifest, self.applied_seq) == str(meta[0][1])
+        ((seq, sha256),) = self._rows("SELECT applied_seq, applied_sha256 FROM catalog.applied_v")
+        self.applied_seq = int(seq)
+        found = manifest.rows(statement("read_sha256"), {"seq": seq})
+        return found == [(sha256,)] if seq else True
 
     def _run(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         self._connection.execute(sql, parameters)
@@ -288,52 +204,82 @@ class Catalog:
             ) from error
 
     def _catch_up(self, manifest: Manifest) -> int:
-        low = self.applied_seq
-        high, sha256 = manifest.applied
-        if high == low:
+        low, (high, sha256) = self.applied_seq, manifest.applied
+        if low == high:
             return low
-        known = int(self._rows("SELECT artifact_no FROM catalog.meta")[0][0])
-        with self._transaction():
-            for window in _windows(manifest, low, high):
-                self._add_window(manifest, *window, applied=low)
-            self._change_facts(manifest, {"applied": low, "artifact_no": known})
-            new_columns = self._add_columns(manifest, known)
-            self._run(
-                "UPDATE catalog.meta SET applied_seq = ?, applied_sha256 = ?, artifact_no = ?",
-                [high, sha256, _last_number(manifest)],
-            )
+        if not self._keep_fresh(manifest, low, high, sha256):
+            self._fold(manifest, high, sha256)
         self.applied_seq = high
-        if new_columns:
-            self._show()
         return high
 
-    def _add_window(self, manifest: Manifest, low: int, high: int, *, applied: int) -> None:
+    def _keep_fresh(self, manifest: Manifest, low: int, high: int, sha256: str) -> bool:
+        """Take a few new rows in as one fresh row; False where that is not enough."""
+        ((rows, characters, known),) = self._rows(statement("how_fresh"))
+        span = {"low": low, "high": high, "size": _FRESH_USES}
+        many = rows >= _FRESH_ROWS or manifest.rows(statement("read_window"), span)
+        if many or self._changes_the_old(manifest, low, known):
+            return False
+        data = feed.fresh_json(manifest, low, high)
+        if characters + len(data) > _FRESH_CHARACTERS:
+            return False
+        last = feed.last_artifact_no(manifest)
+        self._run("INSERT INTO held.fresh VALUES (?, ?, ?, ?)", [high, sha256, last, data])
+        return True
+
+    def _changes_the_old(self, manifest: Manifest, low: int, artifact_no: int) -> bool:
+        """Whether commits after `low` did more than add rows."""
+        known = {"low": low, "artifact_no": artifact_no}
+        return (
+            any(table.read_ended(manifest, low) for table in FACTS)
+            or bool(manifest.rows(statement("read_revived"), {"artifact_no": artifact_no}))
+            or bool(manifest.rows(statement("read_identities"), known))
+            or bool(self._new_columns(manifest, artifact_no))
+        )
+
+    def _fold(self, manifest: Manifest, high: int, sha256: str) -> None:
+        """Bring the tables in bulk forward, in one transaction; nothing stays fresh."""
+        ((low, known),) = self._rows("SELECT applied_seq, artifact_no FROM held.meta")
+        columns = self._new_columns(manifest, known)
+        with self._transaction():
+            self._run(statement("forget_fresh"))
+            for window in feed.windows(manifest, low, high):
+                self._add_window(manifest, *window)
+            self._change_the_old(manifest, low, known)
+            incoming = feed.arrow(feed.COLUMNS, columns)
+            self._take_in(incoming, "INSERT INTO catalog.columns_d SELECT * FROM incoming")
+            self._run(
+                "UPDATE held.meta SET applied_seq = ?, applied_sha256 = ?, artifact_no = ?",
+                [high, sha256, feed.last_artifact_no(manifest)],
+            )
+        if columns:
+            self._load_columns()
+            self._show()
+
+    def _add_window(self, manifest: Manifest, low: int, high: int) -> None:
         """Rows that commits low+1 … high added."""
-        window = {"low": low, "high": high}
-        runs = self._read(manifest, "read_runs", window)
-        if any(row["first_seq"] <= applied for row in runs.select(["first_seq"]).to_pylist()):
-            self._take_in(runs, statement("forget_runs"))
-        self._take_in(runs, statement("add_runs"))
-        self._take_in(_numbered(self._read(manifest, "read_uses", window)), statement("add_uses"))
-        self._take_in(self._read(manifest, "read_jobs", window), statement("add_jobs"))
-        for facts in _FACTS:
-            sql = facts.read("added_seq > :low AND added_seq <= :high")
-            self._take_in(_arrow(facts.names, manifest.rows(sql, window)), facts.add)
+        for table in TABLES:
+            incoming = feed.arrow(table.columns, table.read(manifest, low, high))
+            forget = [statement("forget_runs")] if table.name == "runs" and low else []
+            self._take_in(incoming, *forget, f"INSERT INTO held.{table.name} {table.pick}")
 
-    def _change_facts(self, manifest: Manifest, known: dict[str, int]) -> None:
-        """What commits after `applied` changed about rows that are older."""
-        for facts in _FACTS:
-            sql = facts.read("ended_seq > :applied AND +added_seq <= :applied")
-            rows = manifest.rows(sql, {"applied": known["applied"]})
-            self._take_in(_arrow(facts.names, rows), facts.end)
-        revived = self._read(manifest, "read_revived", {"artifact_no": known["artifact_no"]})
-        self._take_in(revived, statement("change_revived"))
-        identities = self._read(manifest, "read_identities", known)
-        self._take_in(identities, statement("forget_identities"), statement("add_identities"))
-
-    @staticmethod
-    def _read(manifest: Manifest, name: str, parameters: dict[str, int]) -> pa.Table:
-        return _arrow(_COLUMNS[name], manifest.rows(statement(name), parameters))
+    def _change_the_old(self, manifest: Manifest, low: int, artifact_no: int) -> None:
+        """What commits after `low` changed about older rows."""
+        for table in FACTS:
+            same = " AND ".join(f"f.{c}::VARCHAR = i.{c}" for c in table.identity)
+            self._take_in(
+                feed.arrow(table.columns, table.read_ended(manifest, low)),
+                f"UPDATE held.{table.name} f SET ended_seq = i.ended_seq FROM incoming i "  # noqa: S608 - our own names
+                f"WHERE {same} AND f.added_seq = i.added_seq",
+            )
+        known = {"low": low, "artifact_no": artifact_no}
+        revived = manifest.rows(statement("read_revived"), {"artifact_no": artifact_no})
+        self._take_in(feed.arrow(feed.REVIVED, revived), statement("change_revived"))
+        identities = manifest.rows(statement("read_identities"), known)
+        self._take_in(
+            feed.arrow(feed.IDENTITIES, identities),
+            statement("forget_identities"),
+            statement("add_identities"),
+        )
 
     def _take_in(self, incoming: pa.Table, *statements: str) -> None:
         """Run statements that read the table `incoming`; none where it has no rows."""
@@ -354,23 +300,21 @@ class Catalog:
         ):
             self._seen.setdefault((kind, version), []).append((name, arrow_type))
 
-    def _add_columns(self, manifest: Manifest, artifact_no: int) -> bool:
-        """Note columns nobody has seen before; True when there are some."""
+    def _new_columns(self, manifest: Manifest, artifact_no: int) -> list[tuple[Any, ...]]:
+        """Rows for columns_d: columns, or types of them, that nobody has seen before."""
         full = [f"{s.kind} {s.version}" for s in self._registry if not s.extensible]
         known = {"artifact_no": artifact_no, "known": json.dumps(full)}
         fresh: list[tuple[Any, ...]] = []
+        met: dict[tuple[str, int], dict[tuple[str, str], None]] = {}
         for kind, version, columns_json, seq in manifest.rows(statement("read_columns"), known):
-            seen = self._seen.setdefault((kind, version), [])
-            held = set(seen)
+            key = (kind, version)
+            seen = met.setdefault(key, dict.fromkeys(self._seen.get(key, ())))
             for column in json.loads(columns_json):
                 entry = (column["name"], column["type"])
-                if entry not in held:
+                if entry not in seen:
                     fresh.append((kind, version, len(seen), *entry, seq))
-                    seen.append(entry)
-                    held.add(entry)
-        names = ("kind", "schema_version", "ordinal", "name", "type", "first_seq")
-        self._take_in(_arrow(names, fresh), "INSERT INTO catalog.columns_d SELECT * FROM incoming")
-        return bool(fresh)
+                    seen[entry] = None
+        return fresh
 
     def _show(self) -> None:
         """Make every canon view what it must be now; those that are right stay untouched."""
@@ -442,15 +386,8 @@ class Catalog:
         Equal before and after a rebuild, with one DuckDB version. Raises `Unavailable` (E508).
         """
         with connect_snapshot(lake) as db:
-            tables = db.execute(
-                "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'catalog' ORDER BY ALL"
-            ).fetchall()
             facts: list[Any] = [
-                db.execute(
-                    f"SELECT {literal(name)}, count(*), sum(md5_number_lower(t::VARCHAR)::HUGEINT), "  # noqa: S608 - our own tables
-                    f"sum(md5_number_upper(t::VARCHAR)::HUGEINT) FROM catalog.{quoted(name)} t"
-                ).fetchall()
-                for (name,) in tables
+                db.execute(statement("digest").format(name=name)).fetchall() for name in _DIGESTED
             ]
             facts += db.execute(
                 "SELECT schema_name, view_name, sql FROM duckdb_views() "
@@ -462,62 +399,11 @@ class Catalog:
 def _layout(lake: Lake, registry: Registry) -> str:
     """Changes when a working copy of before can no longer be brought forward."""
     parts = [
-        resources.files("bus").joinpath("catalog.sql").read_text(encoding="utf-8"),
+        feed.catalog_sql(),
         lake.public(lake.objects),
         *(spec.fingerprint for spec in registry),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _hash_of(manifest: Manifest, seq: int) -> str | None:
-    """The hash of commit `seq` as the manifest knows it."""
-    if seq == 0:
-        return GENESIS
-    found = manifest.rows("SELECT sha256 FROM commits WHERE seq = ?", (seq,))
-    return str(found[0][0]) if found else None
-
-
-def _last_number(manifest: Manifest) -> int:
-    return int(manifest.rows("SELECT coalesce(max(artifact_no), 0) FROM artifact_facts")[0][0])
-
-
-def _windows(manifest: Manifest, low: int, high: int) -> Iterator[tuple[int, int]]:
-    """Spans of whole commits, each with about `_WINDOW_ROWS` uses."""
-    while low < high:
-        found = manifest.rows(
-            "SELECT seq FROM run_artifacts WHERE seq > ? AND seq < ? ORDER BY seq LIMIT 1 OFFSET ?",
-            (low, high, _WINDOW_ROWS),
-        )
-        end = int(found[0][0]) if found else high
-        yield low, end
-        low = end
-
-
-def _arrow(names: Sequence[str], rows: list[tuple[Any, ...]]) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    arrays = [_array(name, column) for name, column in zip(names, columns, strict=True)]
-    return pa.table(arrays, names=list(names))
-
-
-def _array(name: str, values: Sequence[Any]) -> pa.Array:
-    if name in _INTEGERS:
-        return pa.array(values, pa.int64())
-    texts = pa.array(values, pa.string())
-    return texts.cast(UTC_INSTANT) if name in _MOMENTS else texts
-
-
-def _numbered(uses: pa.Table) -> pa.Table:
-    """With `again`: how often the same name came before, in the same run and commit."""
-    keys = pc.binary_join_element_wise(
-        uses["run_id"], uses["name"], uses["seq"].cast(pa.string()), ":"
-    )
-    again = [0] * uses.num_rows
-    if pc.count_distinct(keys).as_py() < uses.num_rows:
-        seen: Counter[str] = Counter()
-        for row, key in enumerate(keys.to_pylist()):
-            again[row] = seen[key]
-            seen[key] += 1
-    return uses.append_column("again", pa.array(again, pa.int32()))
 
 
 def _write_empty(path: Path, schema: pa.Schema) -> None:
@@ -533,7 +419,7 @@ def published_seq(lake: Lake) -> int | None:
     """How far the published file has come; None when it cannot be read."""
     try:
         with connect_snapshot(lake) as db:
-            found = db.execute("SELECT applied_seq FROM catalog.meta").fetchall()
+            found = db.execute("SELECT applied_seq FROM catalog.applied_v").fetchall()
     except (Unavailable, duckdb.Error):
         return None
     return int(found[0][0]) if found else None

@@ -1,48 +1,51 @@
 -- bus.duckdb: a view of the manifest for readers who want SQL. Delete it and it is made again.
 --
+-- Schema `held` is how the rows lie, schema `catalog` what readers see, schema `canon` the tables
+-- themselves (its views are made in canon.py). Rows lie in two places: in bulk in tables of bytes
+-- (half the size of their texts: every publication copies them), and the newest few in
+-- `held.fresh`, one row of JSON for each publication, because DuckDB takes about a millisecond for
+-- each statement and a tenth for each column that a publication touches, however few the rows.
+--
 -- `*_facts` say what became true at `added_seq` and stopped being true at `ended_seq`; the `*_f`
--- views over them show the present. Ids and hashes are kept as bytes, which halves the file that
--- every publication copies; the views spell them out. {objects} is the published root of objects/.
+-- views over them show the present.
 
--- name: schema
+-- name: tables
+CREATE SCHEMA held;
 CREATE SCHEMA catalog;
 CREATE SCHEMA canon;
 
--- One row: the commit this view has come to, the last artifact_no it saw, the layout it was made
--- with.
-CREATE TABLE catalog.meta(
+-- One row: the commit that the tables in bulk have come to, the last artifact_no they know, and the
+-- layout this file was made with.
+CREATE TABLE held.meta(
   applied_seq BIGINT, applied_sha256 VARCHAR, artifact_no BIGINT, layout VARCHAR);
 
--- One row a run.
-CREATE TABLE catalog.runs_d(
+-- What later commits added: {table: [row]}, rows as the manifest has them.
+CREATE TABLE held.fresh(
+  applied_seq BIGINT, applied_sha256 VARCHAR, artifact_no BIGINT, data VARCHAR);
+
+CREATE TABLE held.runs(
   run_id VARCHAR, producer VARCHAR, created_at_utc TIMESTAMPTZ, first_seen_at TIMESTAMPTZ,
   last_seen_at TIMESTAMPTZ, first_seq BIGINT, last_seq BIGINT, meta_json VARCHAR);
-
--- One row for each artifact a run delivered or used. `again` counts repetitions of one name in one
--- run and commit, so that artifact_key is unique.
-CREATE TABLE catalog.uses(
+CREATE TABLE held.uses(
   use_no BIGINT, run_id VARCHAR, name VARCHAR, artifact_id UUID, producer VARCHAR, kind VARCHAR,
   schema_version INTEGER, rows BIGINT, schema_hint VARCHAR, file_digest BLOB,
   content_scheme VARCHAR, content_digest BLOB, created_at_utc TIMESTAMPTZ,
   ingested_at TIMESTAMPTZ, seq BIGINT, again INTEGER, meta_json VARCHAR);
-
--- One row for each submission that was decided.
-CREATE TABLE catalog.jobs_f(
+CREATE TABLE held.jobs(
   job_no BIGINT, job_id VARCHAR, seq BIGINT, outcome VARCHAR, first_seq BIGINT, run_id VARCHAR,
   producer VARCHAR, kind VARCHAR, created_at_utc TIMESTAMPTZ, committed_at_utc TIMESTAMPTZ,
   artifacts INTEGER, problems_json VARCHAR);
-
-CREATE TABLE catalog.lineage_facts(
+CREATE TABLE held.lineage_facts(
   artifact_id UUID, input_artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
-CREATE TABLE catalog.tag_facts(
+CREATE TABLE held.tag_facts(
   artifact_id UUID, k VARCHAR, v VARCHAR, added_seq BIGINT, ended_seq BIGINT);
-CREATE TABLE catalog.supersede_facts(
+CREATE TABLE held.supersede_facts(
   artifact_id UUID, supersedes_artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
-CREATE TABLE catalog.tombstone_facts(
+CREATE TABLE held.tombstone_facts(
   artifact_id UUID, reason VARCHAR, added_seq BIGINT, ended_seq BIGINT);
-CREATE TABLE catalog.alias_facts(
+CREATE TABLE held.alias_facts(
   kind VARCHAR, alias VARCHAR, artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
-CREATE TABLE catalog.pin_facts(
+CREATE TABLE held.pin_facts(
   pin VARCHAR, artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
 
 -- The identities of those few artifacts that were ever purged, damaged or revived. Every other
@@ -59,47 +62,111 @@ CREATE TABLE catalog.columns_d(
 -- The views of schema canon, which kind each reads, and their text.
 CREATE TABLE catalog.views_d(view_name VARCHAR, kind VARCHAR, sql VARCHAR);
 
+-- name: pick_runs
+SELECT run_id, producer, created_at_utc::TIMESTAMPTZ AS created_at_utc,
+       first_seen_at::TIMESTAMPTZ AS first_seen_at, last_seen_at::TIMESTAMPTZ AS last_seen_at,
+       first_seq, last_seq, meta_json
+FROM {incoming}
+
+-- name: pick_uses
+SELECT use_no, run_id, name, artifact_id::UUID AS artifact_id, producer, kind,
+       schema_version::INTEGER AS schema_version, rows, schema_hint,
+       unhex(file_hash[-64:]) AS file_digest, content_hash[:-66] AS content_scheme,
+       unhex(content_hash[-64:]) AS content_digest, created_at_utc::TIMESTAMPTZ AS created_at_utc,
+       ingested_at::TIMESTAMPTZ AS ingested_at, seq, again::INTEGER AS again, meta_json
+FROM {incoming}
+
+-- name: pick_jobs
+SELECT job_no, job_id, seq, outcome, first_seq, run_id, producer, kind,
+       created_at_utc::TIMESTAMPTZ AS created_at_utc,
+       committed_at_utc::TIMESTAMPTZ AS committed_at_utc, artifacts::INTEGER AS artifacts,
+       problems_json
+FROM {incoming}
+
+-- name: pick_lineage_facts
+SELECT artifact_id::UUID AS artifact_id, input_artifact_id::UUID AS input_artifact_id, added_seq,
+       ended_seq
+FROM {incoming}
+
+-- name: pick_tag_facts
+SELECT artifact_id::UUID AS artifact_id, k, v, added_seq, ended_seq FROM {incoming}
+
+-- name: pick_supersede_facts
+SELECT artifact_id::UUID AS artifact_id, supersedes_artifact_id::UUID AS supersedes_artifact_id,
+       added_seq, ended_seq
+FROM {incoming}
+
+-- name: pick_tombstone_facts
+SELECT artifact_id::UUID AS artifact_id, reason, added_seq, ended_seq FROM {incoming}
+
+-- name: pick_alias_facts
+SELECT kind, alias, artifact_id::UUID AS artifact_id, added_seq, ended_seq FROM {incoming}
+
+-- name: pick_pin_facts
+SELECT pin, artifact_id::UUID AS artifact_id, added_seq, ended_seq FROM {incoming}
+
 -- name: views
-CREATE OR REPLACE VIEW catalog.lineage_f AS
+-- Bulk and fresh rows together. {…} stands for the fresh ones, picked out of their JSON.
+CREATE VIEW catalog.uses AS FROM held.uses UNION ALL {uses};
+CREATE VIEW catalog.jobs_f AS FROM held.jobs UNION ALL {jobs};
+CREATE VIEW catalog.lineage_facts AS FROM held.lineage_facts UNION ALL {lineage_facts};
+CREATE VIEW catalog.tag_facts AS FROM held.tag_facts UNION ALL {tag_facts};
+CREATE VIEW catalog.supersede_facts AS FROM held.supersede_facts UNION ALL {supersede_facts};
+CREATE VIEW catalog.tombstone_facts AS FROM held.tombstone_facts UNION ALL {tombstone_facts};
+CREATE VIEW catalog.alias_facts AS FROM held.alias_facts UNION ALL {alias_facts};
+CREATE VIEW catalog.pin_facts AS FROM held.pin_facts UNION ALL {pin_facts};
+
+-- One row a run. A run that goes on is among the fresh rows again: the newest counts.
+CREATE VIEW catalog.runs_d AS
+SELECT * FROM (FROM held.runs UNION ALL {runs})
+QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY last_seq DESC) = 1;
+
+-- One row: the commit this file has come to.
+CREATE VIEW catalog.applied_v AS
+SELECT applied_seq, applied_sha256
+FROM (SELECT applied_seq, applied_sha256 FROM held.meta
+      UNION ALL SELECT applied_seq, applied_sha256 FROM held.fresh)
+ORDER BY applied_seq DESC LIMIT 1;
+
+CREATE VIEW catalog.lineage_f AS
 SELECT artifact_id::VARCHAR AS artifact_id, input_artifact_id::VARCHAR AS input_artifact_id,
        added_seq
 FROM catalog.lineage_facts WHERE ended_seq IS NULL;
 
-CREATE OR REPLACE VIEW catalog.tags_f AS
+CREATE VIEW catalog.tags_f AS
 SELECT artifact_id::VARCHAR AS artifact_id, k, v, added_seq
 FROM catalog.tag_facts WHERE ended_seq IS NULL;
 
-CREATE OR REPLACE VIEW catalog.supersedes_f AS
+CREATE VIEW catalog.supersedes_f AS
 SELECT artifact_id::VARCHAR AS artifact_id,
        supersedes_artifact_id::VARCHAR AS supersedes_artifact_id, added_seq
 FROM catalog.supersede_facts WHERE ended_seq IS NULL;
 
-CREATE OR REPLACE VIEW catalog.tombstones_f AS
+CREATE VIEW catalog.tombstones_f AS
 SELECT artifact_id::VARCHAR AS artifact_id, reason, added_seq
 FROM catalog.tombstone_facts WHERE ended_seq IS NULL;
 
-CREATE OR REPLACE VIEW catalog.aliases_f AS
+CREATE VIEW catalog.aliases_f AS
 SELECT kind, alias, artifact_id::VARCHAR AS artifact_id, added_seq
 FROM catalog.alias_facts WHERE ended_seq IS NULL;
 
-CREATE OR REPLACE VIEW catalog.pins_f AS
+CREATE VIEW catalog.pins_f AS
 SELECT pin, artifact_id::VARCHAR AS artifact_id, added_seq
 FROM catalog.pin_facts WHERE ended_seq IS NULL;
 
 -- The artifacts of all runs. canonical_path is the immutable object: readable from the moment the
 -- row is visible, whatever becomes of links and trees.
-CREATE OR REPLACE VIEW catalog.artifacts_f AS
-SELECT {artifact} FROM catalog.uses;
+CREATE VIEW catalog.artifacts_f AS SELECT {artifact} FROM catalog.uses;
 
 -- Artifacts nobody should start from: tombstoned, purged or damaged.
-CREATE OR REPLACE VIEW catalog.withdrawn_v AS
+CREATE VIEW catalog.withdrawn_v AS
 SELECT artifact_id FROM catalog.tombstone_facts WHERE ended_seq IS NULL
 UNION
 SELECT artifact_id FROM catalog.identity_facts
 GROUP BY artifact_id HAVING count(*) = count(ended_seq);
 
--- Artifacts in good standing: what canon.<kind> reads.
-CREATE OR REPLACE VIEW catalog.active_v AS
+-- Artifacts in good standing: what canon.<kind> reads. `use_no` tells which was submitted last.
+CREATE VIEW catalog.active_v AS
 SELECT artifact_id, kind, max(use_no) AS use_no FROM catalog.uses
 WHERE artifact_id NOT IN (SELECT artifact_id FROM catalog.withdrawn_v)
   AND artifact_id NOT IN (
@@ -107,7 +174,7 @@ WHERE artifact_id NOT IN (SELECT artifact_id FROM catalog.withdrawn_v)
 GROUP BY artifact_id, kind;
 
 -- The newest artifact of each producer, kind and name, by commit; newest first.
-CREATE OR REPLACE VIEW catalog.latest_artifacts_v AS
+CREATE VIEW catalog.latest_artifacts_v AS
 SELECT {artifact} FROM catalog.uses
 WHERE use_no IN (
   SELECT max(use_no) FROM catalog.uses
@@ -116,7 +183,7 @@ WHERE use_no IN (
 ORDER BY use_no DESC;
 
 -- artifacts_f as it stood after commit `as_of`, with the status each artifact had then.
-CREATE OR REPLACE MACRO catalog.artifacts_asof(as_of) AS TABLE
+CREATE MACRO catalog.artifacts_asof(as_of) AS TABLE
 SELECT {artifact},
        CASE
          WHEN artifact_id IN (
@@ -133,7 +200,8 @@ SELECT {artifact},
 FROM catalog.uses WHERE seq <= as_of;
 
 -- name: artifact
--- The columns of artifacts_f, spelled out of a row of `uses`.
+-- The columns of artifacts_f, spelled out of a row of `uses`. {objects} is the published root of
+-- objects/. `again` counts repetitions of one name in one run and commit.
 run_id || ':' || name || ':' || seq || CASE WHEN again > 0 THEN ':' || again ELSE '' END
   AS artifact_key,
 run_id, name, artifact_id::VARCHAR AS artifact_id, producer, kind, schema_version,
@@ -144,73 +212,26 @@ rows, schema_hint, 'sha256:' || lower(hex(file_digest)) AS file_hash,
 content_scheme || ':' || lower(hex(content_digest)) AS content_hash, created_at_utc, ingested_at,
 seq, meta_json
 
--- name: read_runs
--- (SQLite) Runs that a commit of the window touched last.
-SELECT run_id, producer, created_at_utc, first_seen_at, last_seen_at, first_seq, last_seq,
-       meta_json
-FROM runs WHERE last_seq > :low AND last_seq <= :high ORDER BY first_seq, run_id
+-- name: fresh
+-- The fresh rows of one table, as `pick_…` wants them.
+(SELECT unnest(from_json(data -> '$.{table}', '[{{{structure}}}]'), recursive := true)
+ FROM held.fresh)
+
+-- name: how_fresh
+-- How much is kept as fresh rows, and the last artifact_no that is known.
+SELECT count(data), coalesce(sum(length(data)), 0), max(artifact_no)
+FROM (SELECT artifact_no, data FROM held.fresh
+      UNION ALL SELECT artifact_no, NULL FROM held.meta)
+
+-- name: forget_fresh
+DELETE FROM held.fresh
 
 -- name: forget_runs
-DELETE FROM catalog.runs_d WHERE run_id IN (SELECT run_id FROM incoming)
-
--- name: add_runs
-INSERT INTO catalog.runs_d
-SELECT run_id, producer, created_at_utc, first_seen_at, last_seen_at, first_seq, last_seq,
-       meta_json
-FROM incoming
-
--- name: read_uses
--- (SQLite) A use shows the bytes that its artifact has now, which differ after a revival.
-SELECT use_no, run_id, name, artifact_id, producer, kind, schema_version, rows, schema_hint,
-       coalesce((SELECT f.file_hash FROM artifact_facts f WHERE f.artifact_id = u.artifact_id
-                 ORDER BY f.artifact_no DESC LIMIT 1), file_hash) AS file_hash,
-       content_hash, created_at_utc, ingested_at, seq, meta_json
-FROM run_artifacts u WHERE seq > :low AND seq <= :high ORDER BY use_no
-
--- name: add_uses
-INSERT INTO catalog.uses
-SELECT use_no, run_id, name, artifact_id::UUID, producer, kind, schema_version, rows, schema_hint,
-       unhex(file_hash[-64:]), content_hash[:-66], unhex(content_hash[-64:]), created_at_utc,
-       ingested_at, seq, again, meta_json
-FROM incoming
-
--- name: read_jobs
--- (SQLite)
-SELECT job_no, job_id, seq, outcome, first_seq, run_id, producer, kind, created_at_utc,
-       committed_at_utc, artifacts, problems_json
-FROM jobs WHERE seq > :low AND seq <= :high ORDER BY job_no
-
--- name: add_jobs
-INSERT INTO catalog.jobs_f
-SELECT job_no, job_id, seq, outcome, first_seq, run_id, producer, kind,
-       created_at_utc, committed_at_utc, artifacts, problems_json
-FROM incoming
-
--- name: read_revived
--- (SQLite) Artifacts that got other bytes since: their newest, where they had some before.
-SELECT artifact_id, file_hash FROM artifact_facts f
-WHERE artifact_no > :artifact_no AND EXISTS (
-  SELECT 1 FROM artifact_facts g
-  WHERE g.artifact_id = f.artifact_id AND g.artifact_no < f.artifact_no)
-AND NOT EXISTS (
-  SELECT 1 FROM artifact_facts g
-  WHERE g.artifact_id = f.artifact_id AND g.artifact_no > f.artifact_no)
+DELETE FROM held.runs WHERE run_id IN (SELECT run_id FROM incoming)
 
 -- name: change_revived
-UPDATE catalog.uses SET file_digest = unhex(i.file_hash[-64:])
+UPDATE held.uses SET file_digest = unhex(i.file_hash[-64:])
 FROM incoming i WHERE uses.artifact_id = i.artifact_id::UUID
-
--- name: read_identities
--- (SQLite) All identities of artifacts one of whose identities ended or followed on another.
-SELECT artifact_no, artifact_id, added_seq, ended_seq FROM artifact_facts
-WHERE artifact_id IN (
-  SELECT artifact_id FROM artifact_facts WHERE ended_seq IS NOT NULL AND ended_seq > :applied
-  UNION
-  SELECT n.artifact_id FROM artifact_facts n
-  WHERE n.artifact_no > :artifact_no AND EXISTS (
-    SELECT 1 FROM artifact_facts e
-    WHERE e.artifact_id = n.artifact_id AND e.ended_seq IS NOT NULL))
-ORDER BY artifact_no
 
 -- name: forget_identities
 DELETE FROM catalog.identity_facts
@@ -220,10 +241,77 @@ WHERE artifact_id IN (SELECT artifact_id::UUID FROM incoming)
 INSERT INTO catalog.identity_facts
 SELECT artifact_no, artifact_id::UUID, added_seq, ended_seq FROM incoming
 
+-- name: digest
+-- Order-independent over the rows of one relation.
+SELECT '{name}', count(*), sum(md5_number_lower(t::VARCHAR)::HUGEINT),
+       sum(md5_number_upper(t::VARCHAR)::HUGEINT)
+FROM catalog.{name} t
+
+-- ── read from manifest.sqlite ───────────────────────────────────────────────────────────────────
+
+-- name: read_runs
+-- Runs that a commit of the window touched last.
+SELECT run_id, producer, created_at_utc, first_seen_at, last_seen_at, first_seq, last_seq,
+       meta_json
+FROM runs WHERE last_seq > :low AND last_seq <= :high
+
+-- name: read_uses
+-- A use shows the bytes that its artifact has now, which differ after a revival.
+SELECT use_no, run_id, name, artifact_id, producer, kind, schema_version, rows, schema_hint,
+       coalesce((SELECT f.file_hash FROM artifact_facts f WHERE f.artifact_id = u.artifact_id
+                 ORDER BY f.artifact_no DESC LIMIT 1), file_hash) AS file_hash,
+       content_hash, created_at_utc, ingested_at, seq, meta_json
+FROM run_artifacts u WHERE seq > :low AND seq <= :high ORDER BY use_no
+
+-- name: read_jobs
+SELECT job_no, job_id, seq, outcome, first_seq, run_id, producer, kind, created_at_utc,
+       committed_at_utc, artifacts, problems_json
+FROM jobs WHERE seq > :low AND seq <= :high ORDER BY job_no
+
+-- name: read_facts
+-- Facts that began in the window.
+SELECT {columns}, added_seq, ended_seq FROM {table} WHERE added_seq > :low AND added_seq <= :high
+
+-- name: read_ended
+-- Facts that are older than the window and ended in it or since.
+SELECT {columns}, added_seq, ended_seq FROM {table}
+WHERE ended_seq > :low AND +added_seq <= :low
+
+-- name: read_revived
+-- Artifacts that got other bytes since: their newest, where they had some before.
+SELECT artifact_id, file_hash FROM artifact_facts f NOT INDEXED
+WHERE artifact_no > :artifact_no AND EXISTS (
+  SELECT 1 FROM artifact_facts g
+  WHERE g.artifact_id = f.artifact_id AND g.artifact_no < f.artifact_no)
+AND NOT EXISTS (
+  SELECT 1 FROM artifact_facts g
+  WHERE g.artifact_id = f.artifact_id AND g.artifact_no > f.artifact_no)
+
+-- name: read_identities
+-- All identities of artifacts one of whose identities ended, or followed on one that had.
+SELECT artifact_no, artifact_id, added_seq, ended_seq FROM artifact_facts
+WHERE artifact_id IN (
+  SELECT artifact_id FROM artifact_facts WHERE ended_seq > :low
+  UNION
+  SELECT n.artifact_id FROM artifact_facts n NOT INDEXED
+  WHERE n.artifact_no > :artifact_no AND EXISTS (
+    SELECT 1 FROM artifact_facts e
+    WHERE e.artifact_id = n.artifact_id AND e.ended_seq IS NOT NULL))
+
 -- name: read_columns
--- (SQLite) The column lists of new tables of kinds that have no full contract, first use first.
+-- The column lists of new tables of kinds that have no full contract, first use first.
 SELECT artifact_type, schema_version, columns_json, min(added_seq)
 FROM artifact_facts NOT INDEXED
 WHERE artifact_no > :artifact_no
   AND artifact_type || ' ' || schema_version NOT IN (SELECT value FROM json_each(:known))
 GROUP BY artifact_type, schema_version, columns_json ORDER BY min(artifact_no)
+
+-- name: read_window
+-- Where a window of about `size` uses ends: with a whole commit.
+SELECT seq FROM run_artifacts WHERE seq > :low AND seq < :high ORDER BY seq LIMIT 1 OFFSET :size
+
+-- name: read_last
+SELECT coalesce(max(artifact_no), 0) FROM artifact_facts
+
+-- name: read_sha256
+SELECT sha256 FROM commits WHERE seq = :seq

@@ -1,22 +1,48 @@
 """Column statistics, gathered batch by batch: NULLs, smallest and largest value, NaNs.
 
-One `min_max` kernel a column and batch; nested columns count NULLs only. Values are JSON-safe:
-numbers and booleans as they are, instants and dates as ISO 8601, text cut to 64 characters.
+They share their work with the content hash: what a `bus.hashing.Column` already knows (NaNs,
+bounds) is not computed again. Nested columns count NULLs only.
+
+Values are JSON-safe: booleans, integers of 64 bits and finite floats as they are; instants as
+``2026-01-08T05:12:33.123Z`` with the digits of their unit, naive ones without the Z, dates and
+times of day likewise, years beyond 9999 with a sign; durations as nanoseconds; decimals, infinities
+and larger integers as text; binary as hex; text and binary cut to 64 bytes (``truncated``).
 """
 
 from __future__ import annotations
 
 import math
-from datetime import date, datetime, time
-from decimal import Decimal
-from typing import Any
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from bus.hashing.columns import (
+    Column,
+    Dates,
+    Decimals,
+    Floats,
+    Integers,
+    Spans,
+    Text,
+    Timestamps,
+    UnhashableType,
+    decoded,
+)
+from bus.hashing.nested import family_of
 
-_TEXT_CHARACTERS = 64
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+
+    from bus.hashing.columns import Family
+
+MAX_TEXT_BYTES = 64
 _INT64 = range(-(2**63), 2**63)
-_min_max = pc.get_function("min_max").call
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+_EPOCH = date(1970, 1, 1)
+_DAY_S = 86_400
+#: The Gregorian calendar repeats after so many years and days.
+_CYCLE_YEARS, _CYCLE_DAYS = 400, 146_097
 
 
 class ColumnStats:
@@ -25,10 +51,14 @@ class ColumnStats:
     def __init__(self, schema: pa.Schema) -> None:
         self._columns = [_Column(field) for field in schema]
 
-    def update(self, batch: pa.RecordBatch | pa.Table) -> None:
-        """Take one more batch of the schema's columns, in order."""
+    def update(self, batch: pa.RecordBatch, known: Mapping[str, Column] | None = None) -> None:
+        """Take one more batch of the schema's columns, in order.
+
+        known: what `ContentHasher.update` returned for the same batch, if it was hashed.
+        """
+        known = known or {}
         for column, values in zip(self._columns, batch.columns, strict=True):
-            column.update(values)
+            column.update(values, known.get(column.name))
 
     def result(self) -> list[dict[str, Any]]:
         """``[{name, nulls, min?, max?, nans?, truncated?}]``, in column order."""
@@ -37,86 +67,104 @@ class ColumnStats:
 
 class _Column:
     def __init__(self, field: pa.Field) -> None:
-        self._name = field.name
-        self._floating = pa.types.is_floating(field.type)
-        self._ordered = _is_ordered(field.type)
-        self._as = _kernel_type(field.type)
+        self.name: str = field.name
+        self._type = field.type
+        self._family: Family | None = None
+        self._has_values = True
         self._nulls = 0
         self._nans = 0
-        self._low: Any = None
-        self._high: Any = None
+        self._least: Any = None
+        self._greatest: Any = None
 
-    def update(self, values: Any) -> None:
+    def update(self, values: pa.Array, known: Column | None) -> None:
         self._nulls += values.null_count
-        if not self._ordered or values.null_count == len(values):
+        if not self._has_values:
             return
-        if self._as is not None:
-            values = values.cast(self._as)
-        if self._floating:
-            self._nans += pc.sum(pc.is_nan(values)).as_py() or 0
-        bounds = _min_max([values])
-        low, high = bounds["min"], bounds["max"]
-        if not low.is_valid:
+        column = known or self._reduced(values)
+        if column is None:
+            self._has_values = False
             return
-        self._low = low if self._low is None or _less(low, self._low) else self._low
-        self._high = high if self._high is None or _less(self._high, high) else self._high
+        self._family = column.family
+        self._nans += column.nans
+        least, greatest = column.bounds
+        if least is not None:
+            self._least = least if self._least is None else min(self._least, least)
+            self._greatest = greatest if self._greatest is None else max(self._greatest, greatest)
+
+    def _reduced(self, values: pa.Array) -> Column | None:
+        """The canonical column of one that was not hashed; None for what has no order."""
+        try:
+            family = family_of(self._type)
+            return family.column(decoded(values)) if family.scalar else None
+        except UnhashableType:
+            return None
 
     def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"name": self._name, "nulls": self._nulls}
+        found: dict[str, Any] = {"name": self.name, "nulls": self._nulls}
         if self._nans:
             found["nans"] = self._nans
-        for key, scalar in (("min", self._low), ("max", self._high)):
-            if scalar is None:
-                continue
-            value, whole = _plain(scalar)
-            found[key] = value
-            if not whole:
+        if self._family is None or self._least is None:
+            return found
+        for key, value in (("min", self._least), ("max", self._greatest)):
+            found[key], is_whole = shown(self._family, value)
+            if not is_whole:
                 found["truncated"] = True
         return found
 
 
-def _less(left: Any, right: Any) -> bool:
-    answer: bool = pc.less(left, right).as_py()
-    return answer
-
-
-def _is_ordered(type_: pa.DataType) -> bool:
-    """Whether `min_max` works and means something."""
-    if isinstance(type_, pa.DictionaryType):
-        type_ = type_.value_type
-    is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_)
-    is_view = pa.types.is_string_view(type_)
-    is_number = pa.types.is_integer(type_) or pa.types.is_floating(type_)
-    is_moment = pa.types.is_timestamp(type_) or pa.types.is_date(type_) or pa.types.is_time(type_)
-    others = pa.types.is_boolean(type_) or pa.types.is_decimal(type_)
-    return is_text or is_view or is_number or is_moment or others
-
-
-def _is_json_number(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or value in _INT64
-
-
-def _kernel_type(type_: pa.DataType) -> pa.DataType | None:
-    """The type that `min_max` has a kernel for, where it has none for `type_` itself."""
-    if isinstance(type_, pa.DictionaryType):
-        return _kernel_type(type_.value_type) or type_.value_type
-    if pa.types.is_float16(type_):
-        return pa.float32()
-    return pa.large_string() if pa.types.is_string_view(type_) else None
-
-
-def _plain(scalar: pa.Scalar) -> tuple[Any, bool]:
-    """A JSON-safe value, and whether it is the whole of it."""
-    try:
-        value = scalar.as_py()
-    except (ValueError, OverflowError):  # a year Python does not know
-        value = str(scalar.cast(pa.int64()).as_py())
-    if isinstance(value, str):
-        return value[:_TEXT_CHARACTERS], len(value) <= _TEXT_CHARACTERS
-    if isinstance(value, datetime | date | time):
-        value = value.isoformat()
-    elif isinstance(value, Decimal) or not _is_json_number(value):
-        value = str(value)
+def shown(family: Family, value: Any) -> tuple[Any, bool]:
+    """A canonical value of a family as JSON, and whether it is the whole of it."""
+    match family:
+        case Text():
+            return _cut(value)
+        case Timestamps():
+            return _moment(value, family.unit) + ("Z" if family.tag == b"T" else ""), True
+        case Dates():
+            return _day(value), True
+        case Spans(is_duration=False):
+            return _clock(value, family.unit), True
+        case Spans():
+            return _number(value * 10 ** (9 - _DIGITS[family.unit])), True
+        case Decimals():
+            return f"{value:f}", True
+        case Integers() | Floats():
+            return _number(value), True
     return value, True
+
+
+def _cut(value: str | bytes) -> tuple[str, bool]:
+    if isinstance(value, bytes):
+        return value[:MAX_TEXT_BYTES].hex(), len(value) <= MAX_TEXT_BYTES
+    encoded = value.encode()
+    if len(encoded) <= MAX_TEXT_BYTES:
+        return value, True
+    return encoded[:MAX_TEXT_BYTES].decode(errors="ignore"), False
+
+
+def _number(value: float) -> float | str:
+    is_json = math.isfinite(value) if isinstance(value, float) else value in _INT64
+    return value if is_json else str(value)
+
+
+def _moment(value: int, unit: str) -> str:
+    seconds, fraction = divmod(value, 10 ** _DIGITS[unit])
+    days, second = divmod(seconds, _DAY_S)
+    return f"{_day(days)}T{_clock(second * 10 ** _DIGITS[unit] + fraction, unit)}"
+
+
+def _day(days: int) -> str:
+    """ISO 8601 of a day counted from 1970-01-01, in any year."""
+    cycles = 0
+    if not -719_162 <= days <= 2_932_896:  # noqa: PLR2004 - years 1 to 9999, what Python knows
+        cycles, days = divmod(days, _CYCLE_DAYS)
+    day = _EPOCH + timedelta(days=days)
+    year = day.year + cycles * _CYCLE_YEARS
+    return f"{year:04d}-{day:%m-%d}" if cycles == 0 else f"{year:+05d}-{day:%m-%d}"
+
+
+def _clock(value: int, unit: str) -> str:
+    seconds, fraction = divmod(value, 10 ** _DIGITS[unit])
+    minutes, second = divmod(seconds, 60)
+    hour, minute = divmod(minutes, 60)
+    digits = _DIGITS[unit]
+    return f"{hour:02d}:{minute:02d}:{second:02d}" + (f".{fraction:0{digits}d}" if digits else "")

@@ -139,6 +139,15 @@ class Manifest:
         with _told_broken(), closing(self._db.execute(sql, params)) as cursor:
             return cursor.fetchall()
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the block, all reads see one and the same commit."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
     def named(self, name: str, params: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """All rows of a named statement of manifest.sql."""
         return self.rows(statement(name), params)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bus.contract import Spec
-    from bus.hashing import HashPlan
+    from bus.hashing import Column, HashPlan
     from bus.parquet import ParquetSource
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -65,12 +65,11 @@ class TablePass:
     def run(self) -> TableFacts:
         """Read every page. Raises `Rejected`, OSError, MemoryError."""
         for batch in self._source.batches():
-            self._stats.update(batch)
+            known = self._hash(self._hasher, batch) if self._hasher is not None else None
+            self._stats.update(batch, known)
             self._time.update(batch)
             if self._checker is not None:
                 self._checker.update(batch)
-            if self._hasher is not None:
-                self._hash(self._hasher, batch)
         rows = self._source.rows_read
         if self._checker is not None:
             self._problems += self._checker.finish(rows)
@@ -99,14 +98,16 @@ class TablePass:
         except (UnhashableType, ValueError):  # ValueError: no hashed column is there
             return None
 
-    def _hash(self, hasher: ContentHasher, batch: pa.RecordBatch) -> None:
+    def _hash(self, hasher: ContentHasher, batch: pa.RecordBatch) -> dict[str, Column] | None:
+        """What the hasher reduced the columns to: the statistics go on from there."""
         try:
-            hasher.update(batch)
+            return hasher.update(batch)
         except UnhashableType:
             self._hasher = None
         except LossyCast as error:
             self._hasher = None
             self._lossy = error
+        return None
 
 
 class _TimeBounds:

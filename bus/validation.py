@@ -172,7 +172,7 @@ def crashed(directory: Path, ends: list[str]) -> Judgement:
     place = ends[-1].rpartition(" at ")[2] if " at " in ends[-1] else MANIFEST
     message = f"{len(ends)} attempts ended: {'; '.join(ends)}"
     found = [*submission.problems, problem(Code.E303, place, message)]
-    return Judgement(_rejection(submission, directory.name, found), [])
+    return Judgement(_verdict(submission, directory.name, found), [])
 
 
 def _open_directory(directory: Path) -> int:

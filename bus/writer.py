@@ -312,6 +312,8 @@ class Writer:
         """The job's verdict, if it judged the manifest that lies beside it; else back to work/."""
         try:
             verdict = Verdict.from_bytes((path / VERDICT).read_bytes())
+            if verdict.job_id != path.name:
+                raise ValueError("the verdict is another job's")  # noqa: TRY301 - one road back
             if verdict.manifest_sha256 is not None:
                 judged = file_hash(path / MANIFEST).removeprefix("sha256:")
                 if judged != verdict.manifest_sha256:

@@ -11,7 +11,7 @@ import io
 import secrets
 from contextlib import closing
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +38,7 @@ from bus.staging import ParquetOptions, StagedJob, Staging
 from bus.writer import Answer, DrainResult, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from bus.model import CommitRecord
@@ -207,6 +207,35 @@ class Pipeline:
     def links(self) -> set[str]:
         """The ids whose Parquet `canon.*` reads."""
         return {p.stem for p in self.lake.artifacts.glob("*/v*/*.parquet") if "-" in p.stem}
+
+
+class LightCatalog:
+    """In the place of `bus.catalog.Catalog` where a test is about the writer: 200 times faster."""
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self.applied_seq = 0
+
+    @classmethod
+    def open(cls, lake: Lake, *_: object) -> Self:
+        return cls(lake)
+
+    def catch_up(self, manifest: Manifest) -> int:
+        self.applied_seq = manifest.applied[0]
+        return self.applied_seq
+
+    def publish(self, still_ours: Callable[[], bool]) -> bool:
+        disk.crash_point("views.built")
+        if still_ours():
+            disk.replace_view(self._lake.catalog_db, b"%d" % self.applied_seq)
+        return still_ours()
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def delete(lake: Lake) -> None:
+        disk.remove(lake.catalog_db)
 
 
 def manifest_of(found: Verdict) -> JobManifest:

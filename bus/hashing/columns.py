@@ -213,6 +213,10 @@ class Bools(Family):
             array = _coalesce([array, _FALSE])
         return (data(_cast([array], _TO_U8), 1),), None
 
+    def bounds(self, column: Column) -> tuple[Any, Any]:
+        least, greatest = column.array.false_count == 0, column.array.true_count > 0
+        return (None, None) if least and not greatest else (least, greatest)
+
 
 class Integers(Family):
     """`i`: i64. A column that holds a value above the greatest i64 is `u`: u64 throughout."""
@@ -395,6 +399,7 @@ class Timestamps(Family):
 
     def __init__(self, type_: pa.DataType) -> None:
         self.tag = b"t" if type_.tz is None else b"T"
+        self.unit: str = type_.unit
         self._per_second = _PER_SECOND[type_.unit]
         self._ns = _NS_U32[type_.unit]
         self._has_negative = False
@@ -429,7 +434,9 @@ class Spans(Family):
 
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_
-        self.tag = b"\xd8" if pa.types.is_duration(type_) else b"m"
+        self.is_duration = bool(pa.types.is_duration(type_))
+        self.tag = b"\xd8" if self.is_duration else b"m"
+        self.unit: str = type_.unit
         self._ns = _NS[type_.unit]
 
     def canonical(self, array: pa.Array) -> pa.Array:

@@ -85,7 +85,9 @@ def _not_parquet(head: bytes, size_bytes: int, where: str) -> BusError:
         message = f"{size_bytes:,} bytes begin as Parquet but do not end so: the file was cut off"
         hint = "Close the writer before submitting: the footer is written last. Then copy it again."
         return Rejected.of([problem(Code.E308, where, message, hint)])
-    return _rejected(Code.E307, where, f"{size_bytes:,} bytes that begin with {head!r}, not b'PAR1'")
+    return _rejected(
+        Code.E307, where, f"{size_bytes:,} bytes that begin with {head!r}, not b'PAR1'"
+    )
 
 
 def _rejected(code: Code, where: str, message: str) -> BusError:

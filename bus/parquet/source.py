@@ -167,7 +167,9 @@ class ParquetSource:
                 raise Rejected.of([problem(Code.E310, self._where, message)])
             yield batch
         if self.rows_read != self.num_rows_declared:
-            message = f"the footer says {self.num_rows_declared:,} rows, there are {self.rows_read:,}"
+            message = (
+                f"the footer says {self.num_rows_declared:,} rows, there are {self.rows_read:,}"
+            )
             raise Rejected.of([problem(Code.E305, self._where, message)])
 
     def _checked(self) -> Iterator[pa.RecordBatch]:

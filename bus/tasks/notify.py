@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("bus.pump")
 
 _ID = re.compile(ID_PATTERN)
+#: Bare words that would pass for ids, and are what a program sends that has no id.
+_JSON_WORDS = {"null", "true", "false"}
 _FIRST_PAUSE_S = 0.1
 _LAST_PAUSE_S = 5.0
 #: Messages that wait for a worker: more would not make it look sooner, each look takes all there is.
@@ -66,11 +68,16 @@ def job_id_of(entry: bytes) -> str:
             document = strict_json.loads(text.encode(), where="notification")
         except strict_json.StrictJsonError as error:
             raise BadEntryError(f"not strict JSON: {error}") from None
-        named = document.get("job_id")
-        text = named if isinstance(named, str) else repr(named)
-    if not _ID.fullmatch(text):
-        raise BadEntryError(f"{text[:160]!r} is not a job id")
-    return text
+        return _checked(document.get("job_id"))
+    if text in _JSON_WORDS:
+        raise BadEntryError(f"{text} is JSON and names no job")
+    return _checked(text)
+
+
+def _checked(job_id: object) -> str:
+    if not isinstance(job_id, str) or not _ID.fullmatch(job_id):
+        raise BadEntryError(f"{job_id!r:.160} is not a job id")
+    return job_id
 
 
 def run_pump(settings: Settings, stop: threading.Event) -> None:

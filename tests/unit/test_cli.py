@@ -653,7 +653,7 @@ def test_every_code_is_explained_with_more_than_its_hint(
     code: Code, bus: Callable[..., Said]
 ) -> None:
     found = bus("explain", str(code).lower(), "--json").json
-    assert (found["code"], found["title"]) == (str(code), code.title)
+    assert (found["code"], found["title"]) == (str(code), code.label)
     assert len(found["text"]) > 100
     assert "### " not in found["text"]
 
