@@ -7,11 +7,10 @@ with warm processes; the jobs are staged before, beside it. See `plain.py` for t
 from __future__ import annotations
 
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks import lakes
-from benchmarks.live import WORKERS, live_bus
+from benchmarks.live import WORKERS, by_process, live_bus
 from benchmarks.plain import PlainCheckers
 from bus import disk
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from benchmarks.rounds import Lap, Rounds
+    from benchmarks.rounds import Lap
     from benchmarks.workshop import Workshop
 
 
@@ -58,16 +57,8 @@ def measure(shop: Workshop) -> None:
     )
     for side, count in zip(sides, (many, many, wide, wide), strict=True):
         cpu_ms = rounds.cpu_s(side) / count * 1000
-        remark = _by_process(rounds, side, count) if side.startswith("bus") else ""
+        remark = by_process(rounds, side, count) if side.startswith("bus") else ""
         shop.show(f"end_to_end.cpu_per_artifact.{side}", cpu_ms, "CPU ms", remark=remark)
-
-
-def _by_process(rounds: Rounds, side: str, count: int) -> str:
-    """`ingest 5.1, writer 1.2 …`: medians in CPU milliseconds per artifact."""
-    noted = rounds.noted(side, "cpu_s")
-    each = {name: median(lap[name] for lap in noted) / count * 1000 for name in noted[0]}
-    ranked = sorted(each.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {cpu_ms:.2f}" for name, cpu_ms in ranked if cpu_ms >= 0.01)
 
 
 def _through_the_bus(shop: Workshop, jobs: Sequence[Sequence[Path]], lap: Lap) -> None:
@@ -78,7 +69,7 @@ def _through_the_bus(shop: Workshop, jobs: Sequence[Sequence[Path]], lap: Lap) -
     with live_bus(lake) as bus:
         bus.warm_up(side, shop.files(8))
         lakes.hand_over(side, lake, job_ids)
-        with lap.measured():
+        with bus.accounted(lap), lap.measured():
             bus.ring_and_wait(job_ids)
 
 

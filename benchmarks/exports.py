@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from benchmarks.live import LiveBus
     from benchmarks.workshop import Workshop
+    from bus.lake import Lake
 
 _EXPORT = "alerts_std"
 _ROWS = 20
@@ -65,7 +66,7 @@ def _alerts(folder: Path, count: int) -> list[Path]:
     ]
 
 
-def _rewrites_for_nothing(bus: LiveBus, shop: Workshop, side: lakes.Lake, seen: _Seen) -> int:
+def _rewrites_for_nothing(bus: LiveBus, shop: Workshop, side: Lake, seen: _Seen) -> int:
     """Commit what the export does not read, until the exports' status covers it."""
     before = len(seen.versions)
     status = bus.lake.export_status

@@ -14,8 +14,10 @@ from functools import partial
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
+import duckdb
+
 from benchmarks import inputs, lakes
-from benchmarks.live import LiveBus, live_bus
+from benchmarks.live import LiveBus, add_export, by_process, live_bus
 from benchmarks.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -23,15 +25,20 @@ if TYPE_CHECKING:
 
     from benchmarks.rounds import Lap
     from benchmarks.workshop import Workshop
+    from bus.lake import Lake
 
 _PERIOD_S = 0.2
 _SAMPLES_A_ROUND = 50
 _WARM_UP = 10
+_ARTIFACTS = 10_000
+_SLOW = "SELECT count(*) AS n FROM range({}) t(i) WHERE hash(i) % 3 = 0"
+_CALIBRATION_ROWS = 50_000_000
+_PATIENCE_S = 60.0
 
 
 def measure(shop: Workshop) -> None:
     """With 10,000 artifacts catalogued there are goals; then during an export; then 100,000."""
-    idle_p99_ms = _idle(shop, 10_000, has_goal=True)
+    idle_p99_ms = _idle(shop, _ARTIFACTS, has_goal=True)
     _during_export(shop, idle_p99_ms)
     _idle(shop, shop.size(100_000, 20_000), has_goal=False)
 
@@ -42,6 +49,7 @@ def _idle(shop: Workshop, artifacts: int, *, has_goal: bool) -> float:
     lake = lakes.grown_lake(folder / "lake", artifacts)
     lakes.catalogue(lake)
     with live_bus(lake) as bus, Watcher(lake.catalog_db) as watcher:
+        bus.pids["watcher"] = watcher.pid
         producer = _Producer(bus, watcher)
         producer.take(_WARM_UP)
         wanted = 5 if has_goal else 2
@@ -55,8 +63,56 @@ def _idle(shop: Workshop, artifacts: int, *, has_goal: bool) -> float:
     shop.show(f"{name}.p50", p50_ms, "ms", at_most=goals[0], rounds=rounds, remark=remark)
     shop.show(f"{name}.p99", p99_ms, "ms", at_most=goals[1], rounds=rounds)
     cpu_ms = rounds.cpu_s("idle") / _SAMPLES_A_ROUND * 1000
-    shop.show(f"{name}.cpu_per_job", cpu_ms, "CPU ms", rounds=rounds, remark="all processes")
+    remark = by_process(rounds, "idle", _SAMPLES_A_ROUND)
+    shop.show(f"{name}.cpu_per_job", cpu_ms, "CPU ms", remark=remark)
     return p99_ms
+
+
+def _during_export(shop: Workshop, idle_p99_ms: float) -> None:
+    """The same while an export is being built that takes half a minute of one core."""
+    folder = shop.room("export")
+    lake = lakes.grown_lake(folder / "lake", _ARTIFACTS)
+    lakes.catalogue(lake)
+    add_export(lake, "slow", _slow_sql(shop.size(30, 8)))
+    with live_bus(lake) as bus, Watcher(lake.catalog_db) as watcher:
+        producer = _Producer(bus, watcher)
+        producer.take(_WARM_UP)
+        _wait_for(lambda: _is_building(lake))
+        begin_s = time.monotonic()
+        found = producer.take(1000, go_on=lambda: _is_building(lake))
+        export_s = time.monotonic() - begin_s
+        _wait_for(lake.export_path("slow").exists)
+    _, p99_ms = _percentiles([sample.seen_s for sample in found])
+    shop.show(
+        "idle_latency.p99_during_export",
+        p99_ms / idle_p99_ms,
+        "x idle p99",
+        at_most=2,
+        remark=f"{p99_ms:.0f} ms; {len(found)} samples in {export_s:.0f} s",
+    )
+
+
+def _slow_sql(seconds: float) -> str:
+    """A SELECT that keeps one thread of DuckDB busy for about that long."""
+    with duckdb.connect(config={"threads": 1}) as db:
+        begin_s = time.perf_counter()
+        db.execute(_SLOW.format(_CALIBRATION_ROWS)).fetchall()
+        rows_a_second = _CALIBRATION_ROWS / (time.perf_counter() - begin_s)
+    return _SLOW.format(int(seconds * rows_a_second))
+
+
+def _is_building(lake: Lake) -> bool:
+    """Whether a build of exports is at work: its directory is there, its result is not."""
+    if not lake.export_builds.is_dir():
+        return False
+    return any(not (build / "built.json").exists() for build in lake.export_builds.iterdir())
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "the export neither began nor ended in time"
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +161,7 @@ class _Producer:
 
 
 def _sample(producer: _Producer, lap: Lap) -> None:
-    with lap.measured():
+    with producer.bus.accounted(lap), lap.measured():
         lap.notes["samples"] = producer.take(_SAMPLES_A_ROUND)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import lakes
@@ -15,8 +16,10 @@ from bus.settings import Settings
 from bus.supervisor import running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from benchmarks.rounds import Lap, Rounds
 
 WORKERS = 2
 _WARM_UP_JOBS = 48
@@ -29,11 +32,14 @@ class LiveBus:
     settings: Settings
     lake: Lake
     client: Bus
-    pids: Mapping[str, int]
+    pids: dict[str, int]
 
-    def cpu_s(self) -> dict[str, float]:
-        """CPU seconds so far of each of the bus's processes, pool children included."""
-        return {name: cpu_s_of(pid) for name, pid in self.pids.items()}
+    @contextmanager
+    def accounted(self, lap: Lap) -> Iterator[None]:
+        """Note in the lap what each process used of the CPU, its children included."""
+        before = {name: cpu_s_of(pid) for name, pid in self.pids.items()}
+        yield
+        lap.notes["cpu_s"] = {name: cpu_s_of(pid) - before[name] for name, pid in self.pids.items()}
 
     def warm_up(self, side: Lake, files: Sequence[Path]) -> None:
         """Let every process have done its work once: a first job pays for imports."""
@@ -78,6 +84,14 @@ class LiveBus:
         return found[0][0].decode() if found else "0"
 
 
+def by_process(rounds: Rounds, side: str, count: int) -> str:
+    """`ingest 5.1, writer 1.2 …`: medians in CPU milliseconds for each of `count`."""
+    noted = rounds.noted(side, "cpu_s")
+    each = {name: median(lap[name] for lap in noted) / count * 1000 for name in noted[0]}
+    ranked = sorted(each.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {cpu_ms:.2f}" for name, cpu_ms in ranked if cpu_ms >= 0.01)
+
+
 def _entries(found: Any) -> Iterator[tuple[str, dict[str, str]]]:
     """(id, fields) of what XREAD returned, whichever protocol brought it."""
     streams = found.items() if isinstance(found, dict) else found
@@ -100,7 +114,7 @@ def live_bus(lake: Lake, **values: Any) -> Iterator[LiveBus]:
     """Start a bus on the lake, and stop it at the end. `values` are settings."""
     settings = Settings.load(lake.root, workers=WORKERS, **values)
     with running(settings) as endpoint:
-        yield LiveBus(settings, Lake(settings.lake), Bus(settings), endpoint.processes)
+        yield LiveBus(settings, Lake(settings.lake), Bus(settings), dict(endpoint.processes))
 
 
 def add_export(lake: Lake, name: str, sql: str) -> None:

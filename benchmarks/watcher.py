@@ -39,6 +39,11 @@ class Watcher:
             cwd=Path(__file__).parents[1],
         )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
     def __enter__(self) -> Self:
         return self
 

@@ -22,7 +22,6 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.beat import Scheduler
-from celery.platforms import SecurityWarning
 from kombu import Queue
 
 from bus import broker as redis_side, disk, process
@@ -261,7 +260,7 @@ def _worker_begins(conf: Any, options: dict[str, Any], **_: Any) -> None:
         raise SystemExit(str(Unavailable("no bus is running", where=str(lake().root))))
     _role[0] = names[0]
     # In a container everyone is root. What makes that dangerous is pickle, which is not accepted.
-    warnings.simplefilter("ignore", SecurityWarning)
+    warnings.filterwarnings("ignore", message=".*superuser privileges")
     if names == [WRITER]:
         conf.worker_concurrency = 1
     else:

@@ -8,13 +8,12 @@ that their tables have had.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from bus.sqltypes import common_type, duck_type, literal, quoted
+from bus.sqltypes import common_type, duck_type, literal, quoted, unglobbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -118,14 +117,26 @@ def _table(lake: Lake, kind: str, branch: Branch, *, with_id: bool) -> str:
     """SELECT over the files of one version; with `artifact_id` from the file's name."""
     entries = ",\n    ".join(_entry(name, duck) for name, duck in branch.columns)
     options = f"hive_partitioning = false, schema = MAP {{\n    {entries}}}"
-    glob = literal(glob_of(lake, kind, branch.version))
+    glob, file = literal(glob_of(lake, kind, branch.version)), quoted(_FILE)
+    columns = _whole_structs(branch)
     if not with_id:
-        return f"SELECT * FROM read_parquet({glob}, {options})"  # noqa: S608 - all parts are quoted
-    file = quoted(_FILE)
+        return f"SELECT {columns} FROM read_parquet({glob}, {options})"  # noqa: S608 - all parts are quoted
     return (
-        f"SELECT * EXCLUDE ({file}), parse_filename({file}, true) AS artifact_id\n"
+        f"SELECT {columns.replace('*', f'* EXCLUDE ({file})', 1)}, "
+        f"parse_filename({file}, true) AS artifact_id\n"
         f"FROM read_parquet({glob}, filename = {literal(_FILE)}, {options})"
     )
+
+
+def _whole_structs(branch: Branch) -> str:
+    """All columns, structs by way of an expression.
+
+    DuckDB 2.0 dies of an internal error when it reads a single field of a struct column which one
+    of the files lacks (1.5 does not): the expression keeps it from reaching into the column.
+    """
+    structs = [quoted(name) for name, duck in branch.columns if duck.startswith("STRUCT(")]
+    whole = ", ".join(f"CASE WHEN {s} IS NOT NULL THEN {s} END AS {s}" for s in structs)
+    return f"* REPLACE ({whole})" if structs else "*"
 
 
 def _entry(name: str, duck: str) -> str:
@@ -145,9 +156,8 @@ def _newest(every: str, row_key: str) -> str:
 
 
 def glob_of(lake: Lake, kind: str, version: int) -> str:
-    """The pattern of a version's files; a bracket in the lake's own path is no pattern."""
-    folder = lake.public(lake.kind_dir(kind, version))
-    return re.sub(r"([\[*?])", r"[\1]", folder) + "/*.parquet"
+    """The pattern of a version's files."""
+    return unglobbed(lake.public(lake.kind_dir(kind, version))) + "/*.parquet"
 
 
 def empties(lake: Lake, registry: Registry, seen: SeenColumns) -> Iterator[tuple[Path, pa.Schema]]:

@@ -205,6 +205,8 @@ class Catalog:
 
     def _catch_up(self, manifest: Manifest) -> int:
         low, (high, sha256) = self.applied_seq, manifest.applied
+        if self._db is None:
+            self._start_anew()
         if low == high:
             return low
         if not self._keep_fresh(manifest, low, high, sha256):
@@ -296,7 +298,7 @@ class Catalog:
         self._seen = {}
         for kind, version, name, arrow_type in self._rows(
             "SELECT kind, schema_version, name, type FROM catalog.columns_d "
-            "ORDER BY kind, schema_version, ordinal"
+            "ORDER BY min(first_seq) OVER (PARTITION BY kind), kind, schema_version, ordinal"
         ):
             self._seen.setdefault((kind, version), []).append((name, arrow_type))
 
@@ -322,26 +324,30 @@ class Catalog:
             _write_empty(path, schema)
         wanted = {v.name: v for v in canon.views(self._lake, self._registry, self._seen)}
         present = dict(self._rows("SELECT view_name, sql FROM catalog.views_d"))
-        for name in present.keys() - wanted.keys():
-            self._replace_view(name, None)
-        for name, view in wanted.items():
-            if present.get(name) != view.sql:
-                self._replace_view(name, view)
-
-    def _replace_view(self, name: str, view: canon.View | None) -> None:
-        """One transaction for each, so that a view that cannot be made stops no other."""
+        gone = [name for name in present if name not in wanted]
+        changed = [view for name, view in wanted.items() if present.get(name) != view.sql]
         try:
-            with self._transaction():
-                self._run("DELETE FROM catalog.views_d WHERE view_name = ?", [name])
-                if view is None:
-                    self._run(f"DROP VIEW IF EXISTS canon.{quoted(name)}")
-                    return
-                self._run(f"CREATE OR REPLACE VIEW canon.{quoted(name)} AS\n{view.sql}")
-                self._run(
-                    "INSERT INTO catalog.views_d VALUES (?, ?, ?)", [name, view.kind, view.sql]
-                )
-        except duckdb.Error as error:
-            log.warning("view_not_made", view=f"canon.{name}", reason=str(error)[:500])
+            self._replace_views(gone, changed)
+        except duckdb.Error:  # one that cannot be made must stop no other: each by itself
+            for view in changed:
+                try:
+                    self._replace_views([], [view])
+                except duckdb.Error as error:
+                    log.warning("view_not_made", view=f"canon.{view.name}", reason=str(error)[:500])
+
+    def _replace_views(self, gone: Sequence[str], changed: Sequence[canon.View]) -> None:
+        if not gone and not changed:
+            return
+        names = [*gone, *(view.name for view in changed)]
+        rows = [(view.name, view.kind, view.sql) for view in changed]
+        with self._transaction():
+            for name in gone:
+                self._run(f"DROP VIEW IF EXISTS canon.{quoted(name)}")
+            for view in changed:
+                self._run(f"CREATE OR REPLACE VIEW canon.{quoted(view.name)} AS\n{view.sql}")
+            self._run("DELETE FROM catalog.views_d WHERE list_contains(?, view_name)", [names])
+            incoming = feed.arrow(("view_name", "kind", "sql"), rows)
+            self._take_in(incoming, "INSERT INTO catalog.views_d SELECT * FROM incoming")
 
     # ── publishing ────────────────────────────────────────────────────────────────────────────
 
@@ -349,13 +355,19 @@ class Catalog:
         """Put a closed copy of this view where readers look, atomically; False when there is no need.
 
         Nothing is published when the lock is no longer ours, or a file of a later commit is there
-        already (then another writer has taken over).
+        already (then another writer has taken over). Raises `Unavailable` (E508) when DuckDB
+        cannot write (a full disk); the next `catch_up` begins anew.
         """
         if self._is_published() or not still_ours():
             return False
         final = self._lake.catalog_db
         temporary = final.with_name(f".{final.name}.tmp")
-        self._run("CHECKPOINT bus")
+        try:
+            self._run("CHECKPOINT bus")
+        except duckdb.Error as error:  # it has closed the database for good
+            self.close()
+            self.applied_seq = 0
+            raise Unavailable(str(error), code=Code.E508, where=str(final)) from error
         disk.copy_descriptor(self._fd, temporary)
         disk.crash_point("views.built")
         disk.publish_file(temporary, final)

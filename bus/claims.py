@@ -54,13 +54,14 @@ class Record:
 
 @dataclass(slots=True)
 class Claim:
-    """A job that we hold: its directory in work/, its lock, its record.
+    """A job that we hold: its directory in work/, where it goes from there, its lock, its record.
 
     `dropped`: it was found in work/ after a death that nobody explained.
     """
 
     name: str
     path: Path
+    ready: Path
     lock: disk.Lock
     record: Record = field(default_factory=Record)
     dropped: bool = False
@@ -88,10 +89,10 @@ def job_name(name: str) -> str:
     """What an inbox directory is called from now on: its name, if documents and paths can bear it.
 
     A name that is no id is rejected in any case; one that is not text, holds control characters
-    or is very long is replaced by ``invalid-<hash>`` so that the rejection itself can be stored.
+    or is very long is replaced by ``_invalid-<hash>`` (no id either) so that the rejection itself can be stored.
     """
     bearable = name.isprintable() and len(os.fsencode(name)) <= _MAX_NAME_BYTES
-    return name if bearable else f"invalid-{_short_hash(name)}"
+    return name if bearable else f"_invalid-{_short_hash(name)}"
 
 
 def _short_hash(name: str) -> str:

@@ -260,7 +260,12 @@ FOREIGN_ERRNOS = frozenset(
 
 
 def make_read_only(fd: int) -> bool:
-    """Take away everybody's right to open the file for writing; False when it is not our file."""
+    """Take away everybody's right to open the file for writing; False when it is not our file.
+
+    A file that is read-only already stays untouched, so that its ctime still tells its last change.
+    """
+    if stat.S_IMODE(os.fstat(fd).st_mode) == 0o444:  # noqa: PLR2004 - r--r--r--
+        return True
     try:
         os.fchmod(fd, 0o444)
     except PermissionError:

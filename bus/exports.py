@@ -19,8 +19,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +35,9 @@ from bus.model import ID_PATTERN, iso, utc_now
 from bus.process import die_with_parent
 from bus.settings import Settings
 from bus.snapshot import asking, connect_snapshot, read, time_limit
-from bus.sqltypes import literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bus.snapshot import Reading
 
@@ -46,6 +45,7 @@ _MEMORY_LIMIT = "1GB"
 _NICE = 10
 _BATCH_ROWS = 100_000
 _STATUS_WAIT_S = 10.0
+_STATUS_POLL_S = 0.01
 _RESULT = "built.json"
 #: Exit code of a child that found another build at work.
 BUSY = 75
@@ -61,6 +61,8 @@ _ABOUT_SCHEMA = {
     *("duckdb_columns", "duckdb_constraints", "duckdb_functions", "duckdb_schemas"),
     *("duckdb_tables", "duckdb_types", "duckdb_views", "pragma_table_info"),
 }
+#: What reads nothing.
+_PURE = {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,11 @@ def _sweep(lake: Lake) -> None:
                 disk.remove_tree(folder)
 
 
+def _check_name(name: str) -> None:
+    if not re.match(ID_PATTERN, name):
+        raise BusError("not a name for an export", code=Code.E509, where=name[:80])
+
+
 class _Builder:
     """Runs exports one by one over one snapshot."""
 
@@ -176,8 +183,7 @@ class _Builder:
         started_s = time.monotonic()
         fingerprint = ""
         try:
-            if not re.match(ID_PATTERN, name):
-                raise BusError("not a name for an export", code=Code.E509, where=name[:80])
+            _check_name(name)
             sql = self._settings.exports[name].sql
             fingerprint = self._fingerprint(sql)
             if self._is_current(name, fingerprint):
@@ -234,20 +240,20 @@ class _Builder:
         return f"seq={self._seq}"
 
     def _artifacts_state(self, kind: str) -> str:
-        """The kind's artifacts in good standing, in the order they were submitted last.
+        """The kind's artifacts in good standing, and the text of its views.
 
-        The order matters where canon shows one row a key; elsewhere it only costs a rewrite when
-        an old artifact is submitted again.
+        Where canon shows one row a key, the order counts in which they were submitted last.
         """
-        ((state,),) = self._db.execute(
-            "SELECT sha256(coalesce(string_agg(artifact_id::VARCHAR, ',' ORDER BY use_no), '')) "
-            f"FROM catalog.active_v WHERE kind = {literal(kind)}"  # noqa: S608 - quoted
+        texts = self._db.execute(
+            "SELECT sql FROM catalog.views_d WHERE kind = ? ORDER BY view_name", [kind]
         ).fetchall()
-        ((text,),) = self._db.execute(
-            "SELECT string_agg(sql, ';' ORDER BY view_name) FROM catalog.views_d WHERE kind = ?",
+        order = "use_no" if len(texts) > 1 else "artifact_id"
+        ids = self._db.execute(
+            f"SELECT string_agg(artifact_id::VARCHAR, ',' ORDER BY {order}) "  # noqa: S608 - our own names
+            "FROM catalog.active_v WHERE kind = ?",
             [kind],
         ).fetchall()
-        return f"{kind}={state}/{hashlib.sha256(str(text).encode()).hexdigest()}"
+        return f"{kind}={hashlib.sha256(repr([texts, ids]).encode()).hexdigest()}"
 
     def _schema_state(self) -> str:
         found = self._db.execute(
@@ -258,11 +264,11 @@ class _Builder:
 
     def _function_states(self, reading: Reading) -> list[str]:
         states = []
-        if reading.functions & _VOLATILE:
+        if reading.words & _VOLATILE:
             states.append(iso(utc_now()))
-        if reading.functions & _ABOUT_SCHEMA:
+        if reading.table_functions & _ABOUT_SCHEMA:
             states.append(self._schema_state())
-        if reading.table_functions - _ABOUT_SCHEMA:
+        if reading.table_functions - _ABOUT_SCHEMA - _PURE:
             states.append(f"seq={self._seq}")
         return states
 
@@ -292,7 +298,7 @@ def publish(lake: Lake, built: Iterable[BuiltExport]) -> list[dict[str, Any]]:
 
 def publish_pending(lake: Lake, settings: Settings) -> list[dict[str, Any]]:
     """Publish every finished build, oldest first; forget results of exports no longer declared."""
-    results = status(lake)["results"]
+    results: list[dict[str, Any]] = status(lake)["results"]
     for folder in _finished(lake):
         built = [BuiltExport(**facts) for facts in json.loads((folder / _RESULT).read_bytes())]
         results = publish(lake, built)
@@ -322,7 +328,9 @@ def _published(lake: Lake, export: BuiltExport, before: dict[str, Any]) -> dict[
     final = lake.export_path(export.name)
     common = {"name": export.name, "path": lake.public(final)}
     kept = {
-        key: before[key] for key in ("rows", "seq", "fingerprint", "written_at_utc") if key in before
+        key: before[key]
+        for key in ("rows", "seq", "fingerprint", "written_at_utc")
+        if key in before
     }
     if export.error is not None:
         failure = {"ok": False, "error": export.error, "failed_seq": export.seq}
@@ -337,31 +345,25 @@ def _published(lake: Lake, export: BuiltExport, before: dict[str, Any]) -> dict[
     return common | written | done | {"written_at_utc": iso(utc_now())}
 
 
-class _status_lock:  # noqa: N801 - used like a function
-    """Whoever rewrites the status holds this; it is held for milliseconds."""
-
-    def __init__(self, lake: Lake) -> None:
-        self._path = lake.export_status_lock
-        self._lock: disk.Lock | None = None
-
-    def __enter__(self) -> None:
-        deadline_s = time.monotonic() + _STATUS_WAIT_S
-        while (lock := disk.Lock.try_acquire(self._path)) is None:
-            if time.monotonic() > deadline_s:
-                raise LakeBusy("someone else publishes exports", where=str(self._path))
-            time.sleep(0.01)
-        self._lock = lock
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+@contextmanager
+def _status_lock(lake: Lake) -> Iterator[None]:
+    """Whoever rewrites the status holds this, for milliseconds."""
+    deadline_s = time.monotonic() + _STATUS_WAIT_S
+    while (lock := disk.Lock.try_acquire(lake.export_status_lock)) is None:
+        if time.monotonic() > deadline_s:
+            raise LakeBusy("someone else publishes exports", where=str(lake.export_status_lock))
+        time.sleep(_STATUS_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # ── the child process ─────────────────────────────────────────────────────────────────────────
 
 
 def start_child(
-    lake: Lake, settings: Settings, names: Sequence[str] | None = None, *, force: bool = False
+    settings: Settings, names: Sequence[str] | None = None, *, force: bool = False
 ) -> subprocess.Popen[bytes]:
     """Start a build in a process of its own, which dies with this one.
 

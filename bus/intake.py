@@ -182,15 +182,18 @@ class _Drain:
         staged = self._lake.inbox / name
         kept = job_name(name)
         work = self._lake.work / kept
-        if not is_committed(staged) and not work.is_dir():
+        is_in_work = os.path.isdir(work)  # noqa: PTH112 - half the price, once a job
+        if not is_in_work and not is_committed(staged):
             return None
         lock = disk.Lock.try_acquire(claim_path(self._lake, kept))
         if lock is None:
             return None
         disk.crash_point("claim.locked")
-        claim = Claim(kept, work, lock)
+        claim = Claim(kept, work, self._lake.ready / kept, lock)
         try:
-            taken = self._resume(claim) if work.is_dir() else self._take(claim, staged)
+            # Again, now that nobody else can move it.
+            is_in_work = os.path.isdir(work)  # noqa: PTH112 - as above
+            taken = self._resume(claim) if is_in_work else self._take(claim, staged)
         except BaseException:
             lock.release()
             raise
@@ -215,7 +218,7 @@ class _Drain:
             delay_s = wait_s(directory_fd, claim.submission, self._settings)
         finally:
             os.close(directory_fd)
-        if (self._lake.ready / claim.name).exists():
+        if os.path.lexists(claim.ready):
             delay_s = max(delay_s, _PREDECESSOR_S)
         if delay_s > 0:
             self._later(staged.name, delay_s)
@@ -298,11 +301,11 @@ class _Drain:
         judged = self._each(judged, lambda claim, j: shelf.link(claim.path, j.files))
         shelf.sync()
         disk.crash_point("store.done")
-        temporary = f".bus-verdict-{secrets.token_hex(8)}"
-        judged = self._each(judged, lambda claim, j: _write(claim.path / temporary, j.verdict))
+        token = secrets.token_hex(8)
+        judged = self._each(judged, lambda claim, j: _write(_temporary(claim, token), j.verdict))
         for claim, _ in judged:
-            synced(disk.sync_file, claim.path / temporary)
-        judged = self._each(judged, lambda claim, _: _publish(claim.path, temporary))
+            synced(disk.sync_file, _temporary(claim, token))
+        judged = self._each(judged, lambda claim, _: _publish(claim, token))
         for claim, _ in judged:
             synced(disk.sync_dir, claim.path)
         disk.crash_point("verdict.written")
@@ -310,7 +313,7 @@ class _Drain:
 
     def _hand_over(self, claim: Claim) -> None:
         try:
-            disk.move(claim.path, self._lake.ready / claim.name)
+            disk.move(claim.path, claim.ready)
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise
@@ -403,7 +406,7 @@ def _open_directory(path: Path) -> int | None:
 
 def _move_aside(directory: Path) -> None:
     """Names that are ours, unread, to `.bus-old/`: a verdict that we did not write is none."""
-    found = [name for name in OUR_NAMES if os.path.lexists(directory / name)]
+    found = set(OUR_NAMES).intersection(os.listdir(directory))
     if not found:
         return
     old = directory / OLD
@@ -426,14 +429,19 @@ def _sha256(directory: Path) -> str | None:
         return None
 
 
-def _write(path: Path, verdict: Verdict) -> None:
+def _temporary(claim: Claim, token: str) -> str:
+    return f"{claim.path}/.bus-verdict-{token}"
+
+
+def _write(path: str, verdict: Verdict) -> None:
     disk.write_plain(path, verdict.to_bytes())
 
 
-def _publish(directory: Path, temporary: str) -> None:
+def _publish(claim: Claim, token: str) -> None:
     """Give the synced verdict its name; where one exists, the first stays."""
-    disk.link_new(directory / temporary, directory / VERDICT)
-    disk.remove(directory / temporary)
+    temporary = _temporary(claim, token)
+    disk.link_new(temporary, f"{claim.path}/{VERDICT}")
+    disk.remove(temporary)
 
 
 # ── for the sweep ─────────────────────────────────────────────────────────────────────────────

@@ -80,7 +80,11 @@ class Journal:
                 hint="Restore the record from a backup; nothing may be committed after a gap.",
             ) from None
         if record.seq != seq:
-            raise Damaged(f"journal record {seq} says it is {record.seq}", where=str(path))
+            raise Damaged(
+                f"journal record {seq} says it is {record.seq}",
+                where=str(path),
+                hint="Restore the record from a backup.",
+            )
         return Commit(record, hashlib.sha256(data).hexdigest())
 
     def after(self, seq: int, sha256: str) -> Iterator[Commit]:
@@ -91,6 +95,7 @@ class Journal:
                 raise Damaged(
                     f"journal record {seq + 1} does not follow record {seq}: the chain is broken",
                     where=str(self._lake.record_path(seq + 1)),
+                    hint=f"Restore record {seq}, which was edited, from a backup.",
                 )
             yield commit
             seq, previous = seq + 1, commit.sha256

@@ -283,6 +283,10 @@ class Lake:
         """The link that `canon.<kind>` reads."""
         return self.kind_dir(kind, schema_version) / f"{artifact_id}.parquet"
 
+    def artifact_links(self) -> Iterator[Path]:
+        """Everything that looks like a link of that kind, in no order."""
+        return self.artifacts.glob("*/v*/*.parquet")
+
     def empty_path(self, kind: str, schema_version: int) -> Path:
         """A table without rows beside the links, so that the glob is never empty."""
         return self.kind_dir(kind, schema_version) / "_empty.parquet"
@@ -323,6 +327,11 @@ class Lake:
     def writer_lock(self) -> Path:
         """The flock that makes one writer the writer."""
         return self.run / "writer.lock"
+
+    @property
+    def verify_cursor(self) -> Path:
+        """Holds the hash of the object that the last sampled verification ended with."""
+        return self.run / "verify.cursor"
 
     @property
     def rebuild_request(self) -> Path:

@@ -24,6 +24,7 @@ from bus.errors import Code, NotFound, Refused, Unavailable
 from bus.lake import REJECT_REASON, VERDICT
 from bus.manifest import BrokenManifestError, Manifest
 from bus.model import JobState, RejectReason, Verdict, iso, utc_now
+from bus.retry import is_name
 from bus.submission import read_submission
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def job(lake: Lake, job_id: str) -> list[JobRow]:
     there = [
         _pending_row(lake, state, job_id)
         for state in PENDING
-        if (lake.state_dir(state) / job_id).is_dir()
+        if is_name(job_id) and (lake.state_dir(state) / job_id).is_dir()
     ]
     return there + _finished(lake, job_id=job_id, limit=1000)
 
@@ -269,9 +270,7 @@ def rejections(lake: Lake, job_id: str | None = None, limit: int = 20) -> list[R
 
 def rejected_directories(lake: Lake, job_id: str) -> list[Path]:
     """Directories in rejected/ of one job_id (or of exactly that name), oldest first."""
-    if "/" in job_id or job_id.startswith("."):
-        return []
-    return lake.submissions(JobState.REJECTED, job_id)
+    return lake.submissions(JobState.REJECTED, job_id) if is_name(job_id) else []
 
 
 def _rejection(lake: Lake, path: Path) -> Rejection | None:

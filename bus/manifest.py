@@ -139,6 +139,14 @@ class Manifest:
         with _told_broken(), closing(self._db.execute(sql, params)) as cursor:
             return cursor.fetchall()
 
+    def chunks(
+        self, sql: str, params: Sequence[Any] = (), size: int = 10_000
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of one SELECT, so many at a time: bounded memory for tables of any length."""
+        with _told_broken(), closing(self._db.execute(sql, params)) as cursor:
+            while rows := cursor.fetchmany(size):
+                yield rows
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Within the block, all reads see one and the same commit."""

@@ -34,18 +34,8 @@ _SMALLEST_BYTES = 12
 
 
 def is_committed(directory: str | os.PathLike[str]) -> bool:
-    """Whether `directory` is a directory (no link) with a COMMIT in it."""
-    try:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        os.stat(COMMIT, dir_fd=fd, follow_symlinks=False)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+    """Whether there is a COMMIT in `directory`, whatever it is."""
+    return os.path.lexists(f"{os.fspath(directory)}/{COMMIT}")
 
 
 def wait_s(directory_fd: int, submission: Submission, settings: Settings) -> float:
@@ -55,13 +45,14 @@ def wait_s(directory_fd: int, submission: Submission, settings: Settings) -> flo
     missing or incomplete: then `settings.incomplete_after_s` without a change do, and validation
     says E306.
     """
-    lacking = _is_lacking(directory_fd, submission)
-    if submission.self_contained and not lacking:
+    unsettled = _is_unsettled(submission)
+    lacking = not unsettled and _is_lacking(directory_fd, submission)
+    if submission.self_contained and not unsettled and not lacking:
         return 0.0
     age_s = quiet_for_s(directory_fd)
     if age_s < settings.quiet_s:
         return settings.quiet_s - age_s
-    if submission.self_contained or submission.manifest is None or not lacking:
+    if submission.self_contained or not lacking:
         return 0.0
     return min(LOOK_AGAIN_S, max(0.0, settings.incomplete_after_s - age_s))
 
@@ -70,7 +61,7 @@ def quiet_for_s(directory_fd: int) -> float:
     """Seconds since the directory or anything in it last changed."""
     newest_s = max(_changes(directory_fd))
     age_s = time.time() - newest_s
-    return age_s if age_s > -_CLOCK_SLACK_S else float("inf")
+    return max(0.0, age_s) if age_s > -_CLOCK_SLACK_S else float("inf")
 
 
 def _changes(directory_fd: int) -> Iterator[float]:
@@ -87,15 +78,18 @@ def _changes(directory_fd: int) -> Iterator[float]:
             return
 
 
+def _is_unsettled(submission: Submission) -> bool:
+    """Whether manifest.json or COMMIT may be half copied: unreadable, or not of each other."""
+    codes = {found.code for found in submission.problems}
+    return submission.manifest is None or Code.E112 in codes
+
+
 def _is_lacking(directory_fd: int, submission: Submission) -> bool:
-    """Whether a document or a listed file is missing, or visibly only the beginning of itself."""
-    if submission.manifest is None:
-        return True
-    if any(found.code is Code.E112 for found in submission.problems):
-        return True
+    """Whether a listed file is missing, or visibly only the beginning of itself."""
+    entries = submission.manifest.artifacts if submission.manifest is not None else ()
     return any(
         is_incomplete(directory_fd, entry)
-        for entry in submission.manifest.artifacts
+        for entry in entries
         if relpath_fault(entry.relpath) is None
     )
 

@@ -53,7 +53,7 @@ def _redacted_entry(key: str, value: Any, place: str) -> tuple[Any, list[str]]:
 def warnings_of(directory_fd: int, manifest: JobManifest, secrets: list[str]) -> Iterator[str]:
     """Warnings about a job as a whole, each ``name: what``."""
     if secrets:
-        yield f"secrets_redacted: {_listed(secrets)}"
+        yield f"secrets_redacted: {_listed(sorted(secrets))}"
     if manifest.created_at_utc > utc_now() + _AHEAD:
         yield f"created_in_the_future: {manifest.created_at_utc.isoformat()}"
     if extra := _extra_files(directory_fd, {entry.relpath for entry in manifest.artifacts}):

@@ -65,9 +65,13 @@ def retry(lake: Lake, job_id: str) -> Retried:
     return Retried(name, submission_id)
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` names an entry of a directory, and nothing above or below it."""
+    return bool(text) and "/" not in text and "\0" not in text and not text.startswith(".")
+
+
 def _newest_rejection(lake: Lake, job_id: str) -> Path:
-    sound = "/" not in job_id and not job_id.startswith(".")
-    found = lake.submissions(JobState.REJECTED, job_id) if sound else []
+    found = lake.submissions(JobState.REJECTED, job_id) if is_name(job_id) else []
     if not found:
         hint = "See `bus rejected` for what can be retried."
         raise NotFound(f"no rejected job {job_id[:160]!r}", where="JOB", hint=hint)

@@ -23,7 +23,7 @@ import duckdb
 import pyarrow as pa
 
 from bus.errors import Code, Refused, Unavailable
-from bus.sqltypes import literal
+from bus.sqltypes import literal, unglobbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,13 +67,16 @@ _REFUSED_FUNCTIONS = {"nextval", "setval", "setseed", "write_log", "json_execute
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an admitted query reads, lower-case: tables as ``schema.name`` (or ``name``), functions.
+    """What an admitted query reads, in lower case.
 
-    `functions` holds table functions and scalar ones, and keywords such as ``current_date``.
+    tables           ``schema.name``, or ``name`` alone
+    table_functions  such as ``duckdb_views``
+    words            every function's name, and columns by themselves (``current_date`` is one)
     """
 
     tables: frozenset[str]
-    functions: frozenset[str]
+    table_functions: frozenset[str]
+    words: frozenset[str]
 
 
 def connect_snapshot(
@@ -114,8 +117,9 @@ def connect_snapshot(
 
 def _lock_down(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     open_to = [lake.artifacts, lake.objects, lake.exports]
-    paths = dict.fromkeys([*(lake.public(path) for path in open_to), *map(str, open_to)])
-    listed = ", ".join(literal(path) for path in paths)
+    paths = [*(lake.public(path) for path in open_to), *map(str, open_to)]
+    patterns = [unglobbed(path) for path in paths]  # a pattern is compared before it is expanded
+    listed = ", ".join(literal(path) for path in dict.fromkeys([*paths, *patterns]))
     db.execute("USE bus")
     db.execute("SET TimeZone = 'UTC'")
     db.execute(f"SET allowed_directories = [{listed}]")
@@ -202,37 +206,55 @@ def _tree(db: duckdb.DuckDBPyConnection, sql: str) -> Any:
 
 def _admitted(tree: Any) -> Reading:
     tables: set[str] = set()
-    functions: set[str] = set()
+    table_functions: set[str] = set()
+    words: set[str] = set()
+    for node in _nodes(tree):
+        kind = str(node.get("type", ""))
+        _check_node(kind, node)
+        if kind == "BASE_TABLE":
+            tables.add(_table_name(node))
+        elif kind == "TABLE_FUNCTION":
+            table_functions.add(_checked(_function_name(node.get("function", {}))))
+        elif kind == "COLUMN_REF" and len(node.get("column_names", ())) == 1:
+            words.add(str(node["column_names"][0]).lower())
+        if "function_name" in node:
+            words.add(_function_name(node))
+    if refused := words & _REFUSED_FUNCTIONS:
+        raise Refused(f"the function {min(refused)} is not allowed here")
+    return Reading(frozenset(tables), frozenset(table_functions), frozenset(words))
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every object in the syntax tree, without recursion: the depth is the asker's choice."""
     todo = [tree]
     while todo:
         node = todo.pop()
-        if isinstance(node, list):
+        if isinstance(node, dict):
+            yield node
+            todo.extend(node.values())
+        elif isinstance(node, list):
             todo.extend(node)
-        elif isinstance(node, dict):
-            _look_at(node, tables, functions)
-            todo.extend(value for value in node.values() if isinstance(value, dict | list))
-    return Reading(frozenset(tables), frozenset(functions))
 
 
-def _look_at(node: dict[str, Any], tables: set[str], functions: set[str]) -> None:
-    kind = str(node.get("type", ""))
+def _check_node(kind: str, node: dict[str, Any]) -> None:
     if (kind.endswith("_NODE") or "cte_map" in node) and kind not in _READING_NODES:
-        raise Refused(f"{kind.removesuffix('_NODE').removesuffix('_QUERY')} is not reading")
-    if kind == "BASE_TABLE":
-        schema = str(node.get("schema_name", "")).lower()
-        name = str(node.get("table_name", "")).lower()
-        tables.add(f"{schema}.{name}" if schema else name)
-    elif kind == "TABLE_FUNCTION":
-        name = str(node.get("function", {}).get("function_name", "")).lower()
-        if name not in _TABLE_FUNCTIONS:
-            raise Refused(f"the table function {name[:80]} is not allowed here")
-    elif kind == "COLUMN_REF" and len(node.get("column_names", ())) == 1:
-        functions.add(str(node["column_names"][0]).lower())
-    if "function_name" in node:
-        name = str(node["function_name"]).lower()
-        functions.add(name)
-        if name in _REFUSED_FUNCTIONS:
-            raise Refused(f"the function {name} is not allowed here")
+        what = kind.removesuffix("_NODE").removesuffix("_QUERY") or "this"
+        raise Refused(f"{what} does more than read")
+
+
+def _table_name(node: dict[str, Any]) -> str:
+    schema, name = (str(node.get(key) or "").lower() for key in ("schema_name", "table_name"))
+    return f"{schema}.{name}" if schema else name
+
+
+def _function_name(node: dict[str, Any]) -> str:
+    return str(node.get("function_name", "")).lower()
+
+
+def _checked(table_function: str) -> str:
+    if table_function not in _TABLE_FUNCTIONS:
+        raise Refused(f"the table function {table_function[:80]} is not allowed here")
+    return table_function
 
 
 @contextmanager
@@ -240,7 +262,7 @@ def asking(sql: str) -> Iterator[None]:
     """DuckDB's complaints about somebody's SQL as `Refused` (E510)."""
     try:
         yield
-    except (duckdb.Error, pa.ArrowException, UnicodeError, RuntimeError) as error:
+    except (duckdb.Error, pa.ArrowException, OSError, UnicodeError, RuntimeError) as error:
         first = str(error).strip().split("\n\n")[0]
         hint = None
         if isinstance(error, duckdb.PermissionException):

@@ -79,6 +79,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def unglobbed(path: str) -> str:
+    """A path in which brackets, stars and question marks are no pattern to DuckDB."""
+    return re.sub(r"([\[*?])", r"[\1]", path)
+
+
 def duck_type(text: str) -> str:
     """DuckDB's type for an Arrow type's text, e.g. ``BIGINT`` for ``int64``.
 

@@ -43,14 +43,15 @@ class Submission:
 
     `self_contained`: COMMIT carries the manifest's hash, as our own clients write it, so the
     directory came by one rename. `manifest` is None when it cannot be used; `claims` then holds
-    what could be read of it, for people who look for their job.
+    what could be read of it, for people who look for their job. `manifest_state` tells whether the
+    file is still the one that was read (`is_unchanged`).
     """
 
     name: str
     self_contained: bool = False
     submission_id: str | None = None
     manifest: JobManifest | None = None
-    manifest_bytes: bytes | None = None
+    manifest_state: tuple[int, int, int] | None = None
     manifest_sha256: str | None = None
     claims: dict[str, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
@@ -69,19 +70,14 @@ def read_submission(directory_fd: int, name: str) -> Submission:
     problems = list(_name_problems(name))
     marker, found = _read_commit(directory_fd)
     problems += found
+    state = _state_of_manifest(directory_fd)  # before it is read: what changes later shows
     data, found = read_document(directory_fd, MANIFEST, strict_json.MAX_SIZE_BYTES, Code.E101)
     problems += found
-    if data is None:
-        return Submission(
-            name,
-            self_contained=marker is not None,
-            submission_id=marker.submission_id if marker else None,
-            problems=tuple(problems),
-        )
-    manifest, claims, found = _parse_manifest(data)
-    problems += found
-    sha256 = hashlib.sha256(data).hexdigest()
-    problems += _marker_problems(marker, sha256)
+    manifest, claims, sha256 = None, {}, None
+    if data is not None:
+        manifest, claims, found = _parse_manifest(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        problems += [*found, *_marker_problems(marker, sha256)]
     if manifest is not None:
         problems += _identity_problems(manifest, name)
     return Submission(
@@ -89,7 +85,7 @@ def read_submission(directory_fd: int, name: str) -> Submission:
         self_contained=marker is not None,
         submission_id=marker.submission_id if marker else None,
         manifest=manifest,
-        manifest_bytes=data,
+        manifest_state=state,
         manifest_sha256=sha256,
         claims=claims,
         problems=tuple(problems),
@@ -97,9 +93,17 @@ def read_submission(directory_fd: int, name: str) -> Submission:
 
 
 def is_unchanged(directory_fd: int, submission: Submission) -> bool:
-    """Whether manifest.json still holds the bytes that `submission` was read from."""
-    data, _ = read_document(directory_fd, MANIFEST, strict_json.MAX_SIZE_BYTES, Code.E101)
-    return data is not None and data == submission.manifest_bytes
+    """Whether manifest.json is still the very file that `submission` was read from."""
+    state = _state_of_manifest(directory_fd)
+    return state is not None and state == submission.manifest_state
+
+
+def _state_of_manifest(directory_fd: int) -> tuple[int, int, int] | None:
+    try:
+        seen = os.stat(MANIFEST, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return seen.st_ino, seen.st_size, seen.st_ctime_ns
 
 
 def read_document(
@@ -116,10 +120,9 @@ def read_document(
         return None, [problem(Code.E302, name, f"{name} is not a readable plain file")]
     try:
         size_bytes = os.fstat(fd).st_size
-        data = os.pread(fd, limit_bytes + 1, 0) if size_bytes <= limit_bytes else b""
+        data = os.pread(fd, size_bytes, 0) if size_bytes <= limit_bytes else b""
     finally:
         os.close(fd)
-    size_bytes = max(size_bytes, len(data))
     if size_bytes > limit_bytes:
         message = f"{size_bytes:,} bytes; at most {limit_bytes:,} are read"
         return None, [problem(Code.E107, name, message)]

@@ -374,24 +374,34 @@ class _Court:
         if not self._self_contained and lacks_its_end(fd):
             message = "empty, or only the beginning of a Parquet file"
             raise Rejected(message, code=Code.E306, where=where)
+        # The footer first: of ten sparse gigabytes nobody needs the hash.
+        source = self._source(fd, entry, seen.st_size)
         sha256 = file_hash(fd).removeprefix("sha256:")
         self._problems += _claim_problems(entry, seen.st_size, sha256)
-        table = self._table(fd, seen.st_size, where, spec)
+        table = self._table(source, where, spec)
         self._problems += table.problems
         if entry.rows is not None and entry.rows != table.rows:
             message = f"the manifest says {entry.rows:,} rows, the file has {table.rows:,}"
             self._problems.append(problem(Code.E305, where, message))
-        file = JudgedFile(
-            where, sha256, seen.st_dev, seen.st_ino, seen.st_size, seen.st_ctime_ns
-        )
+        file = JudgedFile(where, sha256, seen.st_dev, seen.st_ino, seen.st_size, seen.st_ctime_ns)
         return file, table
 
-    def _table(self, fd: int, size_bytes: int, where: str, spec: Spec | None) -> TableFacts:
+    def _source(self, fd: int, entry: ArtifactEntry, size_bytes: int) -> ParquetSource:
+        """The file's footer, if it is acceptable. Raises `Rejected`, `NeedsChildError`."""
         limits = ParquetLimits(max_decoded_bytes=self._settings.max_decoded_bytes)
-        source = open_parquet(fd, size_bytes, limits, where)
+        try:
+            source = open_parquet(fd, size_bytes, limits, entry.relpath)
+        except Rejected:
+            if size_bytes <= _LIGHT_FILE_BYTES:  # tells damage on the way from a writer's mistake
+                sha256 = file_hash(fd).removeprefix("sha256:")
+                self._problems += _claim_problems(entry, size_bytes, sha256)
+            raise
         self._declared_bytes += source.declared_bytes
         if self._child is None and not self._is_light(source):
-            raise NeedsChildError(where)
+            raise NeedsChildError(entry.relpath)
+        return source
+
+    def _table(self, source: ParquetSource, where: str, spec: Spec | None) -> TableFacts:
         table_pass = TablePass(source, where, spec, self._child.sort_dir if self._child else None)
         table = table_pass.run()
         if table.problems:

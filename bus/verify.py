@@ -1,72 +1,57 @@
-"""`bus verify`: every invariant of the design, as a function that looks and changes nothing.
+"""`bus verify`: hold a lake against its journal; look, and change nothing.
 
-Invariants, numbered as in DESIGN section 11: 1 every artifact has its object, and the object its
-hash · 2 objects are never modified · 3 the journal is gapless and chained · 4 the views equal a
-rebuild · 5 each submission is journaled once, each job committed at most once, answered jobs lie
-where the journal says · 7 one artifact for each identity · 8 lineage inputs exist, without cycles ·
-9 exports and snapshots are whole. The others (6, 10, 11, 12) are about crashes: tests hold them.
+What must be true is in `bus.invariants`, one function each. Here is what they are held against:
+the manifest that the journal makes. A quick look takes the live one; any other makes a second one,
+which the live one must equal row for row, as the catalog must equal one made anew.
 
-It may run beside a working bus: it takes what was committed when it began, and compares each view
-with a rebuild up to what that view says of itself.
+A verification may run beside a working bus. It fixes the newest commit first and looks at nothing
+later; each view is compared at the commit it says it has come to; and what looks wrong only because
+it is being done at this moment is looked at twice.
 """
 
 from __future__ import annotations
 
-import logging
+import os
 import random
-import stat
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import structlog
 
-from bus.catalog import Catalog, published_seq
-from bus.errors import BusError, Damaged
+from bus import disk, invariants
+from bus.catalog import connect_snapshot
+from bus.errors import BusError, Damaged, Unavailable
 from bus.hashing import file_hash
+from bus.invariants import MAKE_READ_ONLY, OUR_ERROR, REBUILD, Finding
 from bus.journal import GENESIS, Journal
-from bus.lake import RECEIPT, REJECT_REASON, VERDICT, Lake
-from bus.manifest import Manifest
-from bus.model import JobState, Outcome, Receipt, RejectReason, Verdict, artifact_id_of
+from bus.manifest import BrokenManifestError, Manifest
+from bus.model import JobState
+from bus.rebuilt import Twin, manifest_differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import duckdb
+
     from bus.journal import Commit
-    from bus.model import ArtifactRecord, CommitRecord, JobRecord
+    from bus.lake import Lake
     from bus.settings import Settings
     from bus.specs import Registry
 
-log = logging.getLogger("bus.verify")
+__all__ = ["Finding", "Level", "Report", "mend", "sample", "verify"]
 
+log = structlog.get_logger("bus.verify")
+
+#: quick: what exists and how it hangs together, without a second manifest; sample: also views
+#: against a rebuild, some objects and some answers; full: every byte of everything.
 Level = Literal["quick", "sample", "full"]
-
-#: Tables of the manifest that a rebuild must give again, row for row.
-_TABLES = (
-    *("meta", "commits", "objects", "artifact_facts", "column_stats_facts", "runs"),
-    *("run_artifacts", "jobs", "lineage_facts", "tag_facts", "supersede_facts"),
-    *("tombstone_facts", "alias_facts", "pin_facts"),
-)
-_REBUILD = "Run `bus rebuild`; the truth is not affected."
-_RESTORE = "Restore it from a backup, or submit the same rows again."
-_REPLAY_CHUNK = 200
-_HASHERS = 2
-_IN_JOURNAL = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One broken invariant: its number, the place, what is wrong, and what to do."""
-
-    invariant: int
-    where: str
-    message: str
-    fix: str
+_T = TypeVar("_T")
+_ANSWERED = (JobState.COMMITTED, JobState.REJECTED)
+_JUDGED = (JobState.VALIDATING, JobState.READY)
 
 
 @dataclass(slots=True)
@@ -82,9 +67,18 @@ class Report:
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant held, as far as was looked."""
+        return not self.findings
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return asdict(self)
+        return asdict(self) | {"ok": self.ok}
+
+    def was_read(self, _: int, size_bytes: int) -> None:
+        """Count the bytes of an object that was hashed."""
+        self.hashed_bytes += size_bytes
 
 
 def verify(
@@ -96,385 +90,297 @@ def verify(
     sample_size: int | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Report:
-    """Check every invariant; `level` says how many objects are hashed (none, some, all).
+    """Check every invariant; `level` says how much is read. Never raises for damage: it is found.
 
-    `progress(what, done, total)` is called as work goes on. Never raises for damage: it is found.
+    `progress(what, done, total)` is called as work goes on. `sample_size`: objects and answers
+    read at level ``sample``; default `settings.verify_sample_size`.
     """
     started_s = time.monotonic()
-    report = Report(level)
-    facts = _Facts()
-    report.findings += _chain(lake, facts, progress)
-    report.seq, report.jobs = facts.seq, len(facts.verdicts)
-    report.artifacts, report.objects = len(facts.artifacts), len(facts.objects)
-    for check in (_identities, _lineage, _submissions):
-        report.findings += check(facts)
-    report.findings += _answers(lake, facts)
-    report.findings += _objects(lake, facts, progress)
-    chosen = _chosen(facts, level, sample_size or settings.verify_sample_size)
-    report.findings += _hashes(lake, chosen, report, progress)
-    report.findings += _exports(lake)
-    if level != "quick" and not any(f.invariant == _IN_JOURNAL for f in report.findings):
-        report.findings += _views(lake, settings, registry)
+    size = sample_size or settings.verify_sample_size
+    with ExitStack() as stack:
+        check = _Verification(lake, settings, registry, Report(level), size, progress)
+        check.run(stack)
+    check.report.seconds = round(time.monotonic() - started_s, 3)
+    return check.report
+
+
+def sample(lake: Lake, settings: Settings) -> Report:
+    """Hash the next few objects, so that every one has its turn; for beat. Damage is logged."""
+    started_s = time.monotonic()
+    report = Report("sample")
+    try:
+        manifest = Manifest.read(lake)
+    except Unavailable:
+        return report  # nothing was ever committed
+    with closing(manifest):
+        report.seq, _ = manifest.applied
+        found = invariants.next_objects(lake, manifest, settings.verify_sample_size)
+        report.objects = len(found)
+        for finding in invariants.hashes(found, report.was_read):
+            named = invariants.told(manifest, finding, f"sha256:{Path(finding.where).stem}")
+            report.findings.append(named)
+            log.error("damage", where=named.where, message=named.message)
+    if found:
+        disk.replace_view(lake.verify_cursor, found[-1][0].encode())
     report.seconds = round(time.monotonic() - started_s, 3)
     return report
 
 
-def sample(lake: Lake, settings: Settings) -> Report:
-    """Hash a random sample of objects, for beat; damage is logged as an error."""
-    facts, report = _Facts(), Report("sample")
-    report.findings += _chain(lake, facts, lambda *_: None)
-    report.seq, report.objects = facts.seq, len(facts.objects)
-    chosen = _chosen(facts, "sample", settings.verify_sample_size)
-    report.findings += _hashes(lake, chosen, report, lambda *_: None)
-    for finding in report.findings:
-        log.error("damage: %s: %s", finding.where, finding.message)
-    return report
+def mend(lake: Lake, report: Report) -> list[str]:
+    """Do what cannot lose anything; each deed in words. Damaged objects are left to people.
 
-
-# ── what the journal says ─────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class _Facts:
-    """The journal's content, as far as the checks need it."""
-
-    seq: int = 0
-    verdicts: list[tuple[str, JobRecord, int]] = field(default_factory=list)
-    artifacts: dict[str, ArtifactRecord] = field(default_factory=dict)
-    created: list[ArtifactRecord] = field(default_factory=list)
-    objects: dict[str, int] = field(default_factory=dict)
-    inputs: dict[str, set[str]] = field(default_factory=dict)
-
-    def take(self, record: CommitRecord) -> None:
-        self.seq = record.seq
-        for job in record.jobs:
-            self.verdicts.append((job.verdict_id, job, record.seq))
-            for artifact in job.artifacts:
-                self.inputs.setdefault(artifact.artifact_id, set()).update(artifact.inputs or ())
-                if artifact.decision != "deduped":
-                    self.artifacts[artifact.artifact_id] = artifact
-                    self.created.append(artifact)
-                    self.objects[artifact.sha256] = artifact.size_bytes
-
-
-def _chain(
-    lake: Lake, facts: _Facts, progress: Callable[[str, int, int], None]
-) -> Iterator[Finding]:
-    """3: numbers without gaps, each record holding the hash of the one before."""
-    journal = Journal(lake)
-    numbers = journal.numbers()
-    try:
-        for commit in journal.after(0, GENESIS):
-            facts.take(commit.record)
-            if commit.record.seq % _REPLAY_CHUNK == 0:
-                progress("journal", commit.record.seq, len(numbers))
-    except Damaged as damage:
-        yield Finding(_IN_JOURNAL, damage.where, damage.message, damage.hint)
-        return
-    if beyond := [n for n in numbers if n > facts.seq and facts.seq + 1 not in numbers]:
-        where = str(lake.record_path(facts.seq + 1))
-        message = f"record {facts.seq + 1} is missing, {len(beyond)} later ones exist"
-        yield Finding(
-            _IN_JOURNAL, where, message, "Restore the record from a backup before anything else."
-        )
-
-
-def _identities(facts: _Facts) -> Iterator[Finding]:
-    """7: an artifact_id follows from its identity, and is created once (or revived)."""
-    seen: set[str] = set()
-    for artifact in facts.created:
-        expected = artifact_id_of(
-            artifact.kind, artifact.schema_version, artifact.logical_key, artifact.content_hash
-        )
-        if expected != artifact.artifact_id:
-            message = f"its identity gives {expected}"
-            yield Finding(7, artifact.artifact_id, message, "Report this: the writer erred.")
-        if artifact.artifact_id in seen and artifact.decision == "created":
-            message = "created more than once"
-            yield Finding(7, artifact.artifact_id, message, "Report this: the writer erred.")
-        seen.add(artifact.artifact_id)
-
-
-def _lineage(facts: _Facts) -> Iterator[Finding]:
-    """8: every input exists, and nothing descends from itself."""
-    pending = {a: set(inputs) & facts.inputs.keys() for a, inputs in facts.inputs.items()}
-    for artifact_id, inputs in facts.inputs.items():
-        for missing in sorted(inputs - facts.artifacts.keys()):
-            message = f"its input {missing} does not exist"
-            yield Finding(8, artifact_id, message, "Report this: the writer erred.")
-    children: dict[str, list[str]] = {}
-    for artifact_id, inputs in pending.items():
-        for source in inputs:
-            children.setdefault(source, []).append(artifact_id)
-    free = [artifact_id for artifact_id, inputs in pending.items() if not inputs]
-    while free:
-        done = free.pop()
-        for child in children.get(done, ()):
-            pending[child].discard(done)
-            if not pending[child]:
-                free.append(child)
-        pending.pop(done, None)
-    for artifact_id in sorted(pending):
-        message = "it descends from itself"
-        yield Finding(8, artifact_id, message, "Report this: the writer erred.")
-
-
-def _submissions(facts: _Facts) -> Iterator[Finding]:
-    """5: each verdict is journaled once, each job_id committed at most once."""
-    seen: set[str] = set()
-    committed: set[str] = set()
-    for verdict_id, job, seq in facts.verdicts:
-        if verdict_id in seen:
-            message = f"its verdict {verdict_id} is in the journal twice (again in {seq})"
-            yield Finding(5, job.job_id, message, "Report this: the writer erred.")
-        seen.add(verdict_id)
-        if job.outcome is Outcome.COMMITTED:
-            if job.job_id in committed:
-                message = f"committed twice (again in {seq})"
-                yield Finding(5, job.job_id, message, "Report this: the writer erred.")
-            committed.add(job.job_id)
-
-
-# ── the directories ───────────────────────────────────────────────────────────────────────────
-
-
-def _answers(lake: Lake, facts: _Facts) -> Iterator[Finding]:
-    """5: what lies in processed/ and rejected/ was journaled so, and nothing journaled is open.
-
-    A commit that is being answered this moment may still lie in ready/: only jobs that are both
-    answered and open are wrong.
+    Objects whose bytes are right become read-only again, and the writer is asked for a
+    rebuild where a view is wrong.
     """
-    outcomes = {verdict_id: (job, seq) for verdict_id, job, seq in facts.verdicts}
-    answered: dict[str, Path] = {}
-    for state, name in ((JobState.COMMITTED, RECEIPT), (JobState.REJECTED, REJECT_REASON)):
-        for waiting in lake.listing(state):
-            directory = lake.state_dir(state) / waiting.name
-            yield from _answer(directory, state, name, outcomes, facts.seq, answered)
-    for waiting in lake.listing(JobState.READY):
-        verdict = _verdict(lake.ready / waiting.name)
-        if verdict is not None and verdict.verdict_id in answered:
-            message = f"answered already, in {answered[verdict.verdict_id]}"
-            yield Finding(5, str(lake.ready / waiting.name), message, "Remove this copy.")
-
-
-def _answer(
-    directory: Path,
-    state: JobState,
-    name: str,
-    outcomes: dict[str, tuple[JobRecord, int]],
-    seq: int,
-    answered: dict[str, Path],
-) -> Iterator[Finding]:
-    verdict = _verdict(directory)
-    model: type[Receipt | RejectReason] = Receipt if state is JobState.COMMITTED else RejectReason
-    try:
-        answer = model.from_bytes((directory / name).read_bytes())
-    except (OSError, ValueError):
-        yield Finding(
-            5,
-            str(directory / name),
-            "missing or unreadable",
-            "Nothing is lost: the journal has it.",
-        )
-        return
-    if verdict is None or answer.seq > seq:
-        return  # committed after we began
-    if verdict.verdict_id in answered:
-        message = f"the same submission lies in {answered[verdict.verdict_id]}"
-        yield Finding(5, str(directory), message, "Keep one of the two.")
-    answered[verdict.verdict_id] = directory
-    known = outcomes.get(verdict.verdict_id)
-    if known is None:
-        yield Finding(5, str(directory), "answered, but not in the journal", "Submit it again.")
-        return
-    rejected = known[0].outcome is Outcome.REJECTED
-    if rejected != (state is JobState.REJECTED):
-        message = f"the journal says {known[0].outcome} (commit {known[1]})"
-        yield Finding(5, str(directory), message, "The journal is right.")
-
-
-def _verdict(directory: Path) -> Verdict | None:
-    try:
-        return Verdict.from_bytes((directory / VERDICT).read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-# ── the objects ───────────────────────────────────────────────────────────────────────────────
-
-
-def _objects(
-    lake: Lake, facts: _Facts, progress: Callable[[str, int, int], None]
-) -> Iterator[Finding]:
-    """1 and 2: every object is there, a regular read-only file of the right size."""
-    for number, (sha256, size_bytes) in enumerate(facts.objects.items()):
-        if number % 1000 == 0:
-            progress("objects", number, len(facts.objects))
-        path = lake.object_path(sha256)
-        try:
-            seen = path.lstat()
-        except FileNotFoundError:
-            yield Finding(1, str(path), f"missing; {_users(facts, sha256)}", _RESTORE)
+    done: list[str] = []
+    for path in dict.fromkeys(Path(f.where) for f in report.findings if f.fix == MAKE_READ_ONLY):
+        if file_hash(path) != f"sha256:{path.stem}":
             continue
-        if not stat.S_ISREG(seen.st_mode) or seen.st_size != size_bytes:
-            message = f"{seen.st_size:,} bytes where {size_bytes:,} were committed"
-            yield Finding(1, str(path), f"{message}; {_users(facts, sha256)}", _RESTORE)
-        if seen.st_mode & 0o222:
-            message = f"writable (mode {stat.S_IMODE(seen.st_mode):o})"
-            yield Finding(2, str(path), message, f"chmod 0444 {path}, then verify it in full.")
-
-
-def _chosen(facts: _Facts, level: Level, size: int) -> list[tuple[str, str]]:
-    """The objects to hash, each with the artifacts that stand on it in words."""
-    names = {"quick": [], "full": list(facts.objects)}.get(level)
-    if names is None:
-        names = random.sample(list(facts.objects), min(size, len(facts.objects)))
-    return [(name, _users(facts, name)) for name in names]
-
-
-def _users(facts: _Facts, sha256: str) -> str:
-    users = [a for a in facts.artifacts.values() if a.sha256 == sha256] if facts.artifacts else []
-    if not users:
-        return "no artifact stands on it"
-    first = users[0]
-    more = f" and {len(users) - 1} more" if len(users) > 1 else ""
-    return f"{first.kind} {first.logical_key} ({first.artifact_id}){more}"
-
-
-def _hashes(
-    lake: Lake,
-    chosen: list[tuple[str, str]],
-    report: Report,
-    progress: Callable[[str, int, int], None],
-) -> Iterator[Finding]:
-    """1: hashed again, each object has its name."""
-
-    def look(item: tuple[str, str]) -> tuple[str, str, str | None, int]:
-        sha256, users = item
-        path = lake.object_path(sha256)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return sha256, users, file_hash(path).removeprefix("sha256:"), path.stat().st_size
-        except FileNotFoundError:
-            return sha256, users, sha256, 0  # found missing already
-        except OSError as error:
-            return sha256, users, f"unreadable: {error.strerror}", 0
-
-    with ThreadPoolExecutor(_HASHERS) as pool:
-        for number, (sha256, users, seen, size_bytes) in enumerate(pool.map(look, chosen)):
-            progress("hashing", number + 1, len(chosen))
-            report.hashed_bytes += size_bytes
-            if seen != sha256:
-                path = str(lake.object_path(sha256))
-                yield Finding(1, path, f"its bytes are {seen}; {users}", _RESTORE)
+            done += [f"made {path} read-only"] if disk.make_read_only(fd) else []
+        finally:
+            os.close(fd)
+    if any(finding.fix == REBUILD for finding in report.findings):
+        disk.write_plain(lake.rebuild_request, b"")
+        done.append("asked the writer to rebuild every view")
+    return done
 
 
-# ── the views ─────────────────────────────────────────────────────────────────────────────────
+class _Verification:
+    """One run: the lake, the facts to hold it against, and the report that grows."""
 
+    def __init__(
+        self,
+        lake: Lake,
+        settings: Settings,
+        registry: Registry,
+        report: Report,
+        size: int,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._lake = lake
+        self._settings = settings
+        self._registry = registry
+        self._journal = Journal(lake)
+        self.report = report
+        self._size = size
+        self._progress = progress
+        self._verdicts: set[str] = set()
 
-def _exports(lake: Lake) -> Iterator[Finding]:
-    """9: what readers open is whole."""
-    for path in sorted(lake.exports.glob("*.parquet")):
-        try:
-            pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as error:
-            yield Finding(9, str(path), f"unreadable: {error}", "Run `bus export`.")
+    def run(self, stack: ExitStack) -> None:
+        """Every check in turn; one that cannot be made is a finding and stops no other."""
+        snapshot = self._snapshot(stack)  # before the manifest, which must not lie behind it
+        live = self._live(stack)
+        facts = self._facts(live, snapshot, stack)
+        self._count(facts)
+        level = self.report.level
+        lake = self._lake
+        checks: list[tuple[int, Callable[[], Iterable[Finding]]]] = [
+            (7, lambda: invariants.identities(facts)),
+            (8, lambda: invariants.references(facts)),
+            (5, lambda: invariants.commits_of_jobs(facts)),
+            (12, lambda: invariants.writers(facts)),
+            (1, lambda: self._objects(facts)),
+            (10, lambda: _twice(lambda: invariants.unanswered(lake, facts))),
+            (5, lambda: self._answers(facts)),
+            (6, lambda: _twice(lambda: invariants.staged(lake))),
+            (11, lambda: _twice(lambda: invariants.stuck(lake, self._settings, facts))),
+            (9, lambda: invariants.exports(lake, whole=level == "full")),
+            (4, lambda: _twice(lambda: _file_views(lake, level))),
+        ]
+        for number, check in checks:
+            self._check(number, check)
 
-
-def _views(lake: Lake, settings: Settings, registry: Registry) -> Iterator[Finding]:
-    """4: manifest, catalog and artifact links equal a rebuild."""
-    with tempfile.TemporaryDirectory(prefix="bus-verify-") as folder:
-        twin = Lake(Path(folder), lake.public_root)
-        twin.create()
-        with closing(Manifest.open(twin)) as rebuilt:
-            yield from _catalog(lake, twin, rebuilt, settings, registry)
-            yield from _manifest(lake, rebuilt)
-    yield from _links(lake)
-
-
-def _catalog(
-    lake: Lake, twin: Lake, rebuilt: Manifest, settings: Settings, registry: Registry
-) -> Iterator[Finding]:
-    seq = published_seq(lake)
-    if seq is None:
-        if Journal(lake).read(1) is not None:
-            yield Finding(9, str(lake.catalog_db), "missing or unreadable", _REBUILD)
-        return
-    try:
-        digest = Catalog.digest(lake)
-        if published_seq(lake) != seq:
-            return  # published again while we looked: the next verification will compare it
-        _replay(lake, rebuilt, seq)
-        with closing(Catalog.open(twin, settings, registry, rebuilt)) as catalog:
-            catalog.catch_up(rebuilt)
-            catalog.publish(lambda: True)
-        if Catalog.digest(twin) != digest:
-            message = f"differs from a rebuild up to commit {seq}"
-            yield Finding(4, str(lake.catalog_db), message, _REBUILD)
-    except BusError as error:
-        yield Finding(9, str(lake.catalog_db), error.message, _REBUILD)
-
-
-def _manifest(lake: Lake, rebuilt: Manifest) -> Iterator[Finding]:
-    try:
-        live = Manifest.read(lake)
-    except BusError as error:
-        yield Finding(4, str(lake.manifest_db), error.message, _REBUILD)
-        return
-    with closing(live), live.frozen():
-        seq, _ = live.applied
-        _replay(lake, rebuilt, seq)
-        for table in _TABLES:
-            columns = ", ".join(str(n + 1) for n in range(_width(rebuilt, table)))
-            dump = f"SELECT * FROM {table} ORDER BY {columns}"  # noqa: S608 - our own table names
-            ours, theirs = live.rows(dump), rebuilt.rows(dump)
-            if ours == theirs:
-                continue
-            wrong = len(set(ours) ^ set(theirs))
-            message = f"table {table} differs from a rebuild in {wrong} rows"
-            yield Finding(4, str(lake.manifest_db), message, _REBUILD)
-
-
-def _width(manifest: Manifest, table: str) -> int:
-    return len(manifest.rows(f"SELECT 1 FROM pragma_table_info('{table}')"))  # noqa: S608 - our own table names
-
-
-def _replay(lake: Lake, manifest: Manifest, seq: int) -> None:
-    """Apply the journal up to and including `seq`."""
-    chunk: list[Commit] = []
-    for commit in _until(Journal(lake).after(*manifest.applied), seq):
-        chunk.append(commit)
-        if len(chunk) == _REPLAY_CHUNK:
-            manifest.apply(chunk)
-            chunk = []
-    manifest.apply(chunk)
-
-
-def _until(commits: Iterable[Commit], seq: int) -> Iterator[Commit]:
-    for commit in commits:
-        if commit.record.seq > seq:
-            return
-        yield commit
-
-
-def _links(lake: Lake) -> Iterator[Finding]:
-    """4: `artifacts/` shows each active artifact, with the bytes of its object."""
-    try:
-        live = Manifest.read(lake)
-    except BusError:
-        return  # told already
-    with closing(live), live.frozen():
-        done = live.progress("links")
-        rows = live.rows(
-            "SELECT a.artifact_type, a.schema_version, a.artifact_id, a.file_hash, f.added_seq "
-            "FROM artifacts a JOIN artifact_facts f USING (artifact_id) "
-            "WHERE a.status = 'active' AND f.ended_seq IS NULL"
+    def _count(self, facts: Manifest) -> None:
+        self.report.seq, _ = facts.applied
+        self.report.jobs, self.report.artifacts, self.report.objects = (
+            facts.rows(f"SELECT count(*) FROM {table}")[0][0]  # noqa: S608 - our own tables
+            for table in ("jobs", "artifacts", "objects")
         )
-    for kind, version, artifact_id, file_hash_text, seq in rows:
-        path = lake.artifact_path(kind, version, artifact_id)
-        source = lake.object_path(file_hash_text.removeprefix("sha256:"))
-        if seq > done or not source.exists():
-            continue
-        if not path.exists():
-            yield Finding(4, str(path), "the link is missing", _REBUILD)
-        elif not path.samefile(source) and path.stat().st_size != source.stat().st_size:
-            yield Finding(4, str(path), "the link shows other bytes", _REBUILD)
+
+    def _check(self, number: int, check: Callable[[], Iterable[Finding]]) -> None:
+        try:
+            for finding in check():
+                self.report.findings.append(finding)
+        except Exception as error:  # noqa: BLE001 - whatever damage does to a check is a finding
+            message = f"could not be checked: {type(error).__name__}: {error}"
+            self._found(number, self._lake.root, message, OUR_ERROR)
+
+    def _found(self, invariant: int, where: object, message: str, fix: str) -> None:
+        self.report.findings.append(Finding(invariant, str(where), message, fix))
+
+    # ── 3 and 4: the journal, and what is made from it ────────────────────────────────────────
+
+    def _snapshot(self, stack: ExitStack) -> duckdb.DuckDBPyConnection | None:
+        """The published catalog, open: it stays the same file whatever is published meanwhile."""
+        try:
+            return stack.enter_context(connect_snapshot(self._lake))
+        except Unavailable as error:
+            if self._lake.record_path(1).exists():
+                self._found(9, self._lake.catalog_db, error.message, REBUILD)
+            return None
+
+    def _live(self, stack: ExitStack) -> Manifest | None:
+        """The live manifest, all reads of it at one and the same commit; None without one."""
+        try:
+            manifest = stack.enter_context(closing(Manifest.read(self._lake)))
+            stack.enter_context(manifest.frozen())
+            _ = manifest.applied
+        except (Unavailable, BrokenManifestError, KeyError) as error:
+            if self._lake.record_path(1).exists():
+                message = error.message if isinstance(error, BusError) else f"damaged: {error}"
+                self._found(4, self._lake.manifest_db, message, REBUILD)
+            return None
+        return manifest
+
+    def _facts(
+        self,
+        live: Manifest | None,
+        snapshot: duckdb.DuckDBPyConnection | None,
+        stack: ExitStack,
+    ) -> Manifest:
+        """What to hold everything else against: a second manifest, made from the journal.
+
+        For a quick look, and where the journal is broken, the live one must do.
+        """
+        try:
+            self._journal.check_gapless()
+            if self.report.level == "quick" and live is not None:
+                self._compare_ends(live, self._read_chain(live.applied[0]))
+                return live
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bus-verify-"))
+            twin = stack.enter_context(closing(Twin(self._lake, Path(folder))))
+            self._compare(twin, live, snapshot)
+        except Damaged as damage:
+            self._found(3, damage.where, damage.message, damage.hint)
+            if live is not None:
+                return live
+            return stack.enter_context(closing(self._whatever_is_left(stack)))
+        return twin.manifest
+
+    def _whatever_is_left(self, stack: ExitStack) -> Manifest:
+        """A manifest of the records before the damage."""
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bus-verify-"))
+        twin = Twin(self._lake, Path(folder))
+        with suppress(Damaged):
+            twin.grow(None)
+        return twin.manifest
+
+    def _read_chain(self, last: int) -> tuple[int, str]:
+        """(number, hash) of the last record up to `last`; every one is looked at."""
+        end = (0, GENESIS)
+        for commit in self._journal.after(0, GENESIS):
+            if commit.record.seq > last:
+                break
+            self._look(commit)
+            end = (commit.record.seq, commit.sha256)
+        return end
+
+    def _compare(
+        self,
+        twin: Twin,
+        live: Manifest | None,
+        snapshot: duckdb.DuckDBPyConnection | None,
+    ) -> None:
+        """4: let the twin grow to where each view stands, and compare."""
+        last = None if live is None else live.applied[0]
+        if snapshot is not None:
+            ((seq,),) = snapshot.execute("SELECT applied_seq FROM catalog.applied_v").fetchall()
+            twin.grow(seq if last is None else min(seq, last), self._look)
+            if twin.manifest.applied[0] < seq:
+                message = f"has come to commit {seq}, beyond journal and manifest"
+                self._found(4, self._lake.catalog_db, message, REBUILD)
+            else:
+                self._check(4, lambda: self._catalog(twin, snapshot))
+        twin.grow(last, self._look)
+        if live is not None and self._compare_ends(live, twin.manifest.applied):
+            self._check(4, lambda: self._manifest(live, twin))
+
+    def _compare_ends(self, live: Manifest, end: tuple[int, str]) -> bool:
+        """3: the journal's last record is the one that was indexed."""
+        seq, sha256 = live.applied
+        if end == (seq, sha256):
+            return True
+        restore = "Restore the newest records from a backup, or run `bus rebuild` to go on without."
+        if end[0] < seq:
+            message = f"the manifest has come to commit {seq}, the journal ends with {end[0]}"
+            self._found(3, self._lake.record_path(end[0] + 1), message, restore)
+        else:
+            message = f"record {seq} is not the one that was indexed"
+            self._found(3, self._lake.record_path(seq), message, restore)
+        return False
+
+    def _look(self, commit: Commit) -> None:
+        """5: each verdict is in the journal once. 2: records are read-only."""
+        record = commit.record
+        for job in record.jobs:
+            if job.verdict_id in self._verdicts:
+                message = f"the verdict {job.verdict_id} is in the journal again, in {record.seq}"
+                self._found(5, job.job_id, message, OUR_ERROR)
+            self._verdicts.add(job.verdict_id)
+        path = self._lake.record_path(record.seq)
+        if path.lstat().st_mode & 0o222:
+            self._found(2, path, "the record is writable", "Make it read-only (0444).")
+        self._progress("journal", record.seq, max(record.seq, self.report.seq))
+
+    def _catalog(self, twin: Twin, snapshot: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
+        for difference in twin.catalog_differences(snapshot, self._settings, self._registry):
+            yield Finding(4, str(self._lake.catalog_db), difference, REBUILD)
+
+    def _manifest(self, live: Manifest, twin: Twin) -> Iterator[Finding]:
+        for difference in manifest_differences(live, twin.manifest):
+            yield Finding(4, str(self._lake.manifest_db), difference, REBUILD)
+
+    # ── 1, 2, 5, 10: objects and answers ──────────────────────────────────────────────────────
+
+    def _objects(self, facts: Manifest) -> Iterator[Finding]:
+        """Every object that an artifact stands on is there, whole, read-only, and has its hash."""
+        there: list[tuple[str, Path]] = []
+        for rows in facts.chunks(invariants.OBJECTS_IN_USE):
+            for file_hash_text, size_bytes in rows:
+                path = self._lake.object_path(file_hash_text.removeprefix("sha256:"))
+                found = list(invariants.object_at(path, size_bytes))
+                yield from (invariants.told(facts, finding, file_hash_text) for finding in found)
+                if not any(finding.invariant == 1 for finding in found):
+                    there.append((file_hash_text, path))
+        chosen = self._chosen(there)
+        if self.report.level == "full":
+            used = {path for _, path in there}
+            chosen += [(f"sha256:{p.stem}", p) for p in self._lake.all_objects() if p not in used]
+
+        def was_read(number: int, size_bytes: int) -> None:
+            self.report.was_read(number, size_bytes)
+            self._progress("hashing", number, len(chosen))
+
+        for finding in invariants.hashes(chosen, was_read):
+            yield invariants.told(facts, finding, f"sha256:{Path(finding.where).stem}")
+
+    def _answers(self, facts: Manifest) -> Iterator[Finding]:
+        """Each job lies where the journal says, once, with the answer that the journal gives."""
+        answered = self._chosen([(s, e.name) for s in _ANSWERED for e in self._lake.listing(s)])
+        judged = [(s, e.name) for s in _JUDGED for e in self._lake.listing(s)]
+        lying: dict[str, Path] = {}
+        for number, (state, name) in enumerate([*answered, *judged]):
+            self._progress("answers", number, len(answered) + len(judged))
+            yield from invariants.answer(self._lake, state, name, facts, lying)
+
+    def _chosen(self, items: list[_T]) -> list[_T]:
+        """As many as are read at this level."""
+        if self.report.level == "sample":
+            return random.sample(items, min(self._size, len(items)))
+        return items if self.report.level == "full" else []
+
+
+def _file_views(lake: Lake, level: Level) -> Iterator[Finding]:
+    """4: links and trees, as the live manifest stands at this moment."""
+    with suppress(Unavailable), closing(Manifest.read(lake)) as live, live.frozen():
+        yield from invariants.links(lake, live, whole=level != "quick")
+        if level == "full":
+            yield from invariants.trees(lake, live)
+
+
+def _twice(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What two looks in a row find: the rest was being done at that moment."""
+    found = list(check())
+    return [finding for finding in check() if finding in found] if found else []

@@ -99,7 +99,9 @@ class History:
         self._sha256 = hashlib.sha256(record.to_bytes()).hexdigest()
         self.manifest.apply([Commit(record, self._sha256)])
         self.seq = record.seq
-        linkable = [a for j in jobs for a in j.artifacts if self.lake.object_path(a.sha256).exists()]
+        linkable = [
+            a for j in jobs for a in j.artifacts if self.lake.object_path(a.sha256).exists()
+        ]
         if linkable or any(job.mutations for job in jobs):
             views.link_artifacts(self.lake, record)
             views.unlink_inactive(self.lake, record, self.manifest)

@@ -2,20 +2,94 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from bus.cli.options import HERE, Everywhere, Switch
-from bus.cli.output import Block, Facts, Line, Part, Reply, Table, say
-from bus.errors import BusError, Code, NotFound, Refused, WaitTimeout
+from bus.cli.output import Block, Facts, Line, Part, Reply, Table, fancy, say
+from bus.errors import Code, LakeBusy, Refused, WaitTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from bus.health import ExportHealth
     from bus.lake import Lake
     from bus.settings import Settings
+    from bus.verify import Finding, Level, Report
 
 _POLL_S = 0.05
+#: Somebody else's lock is waited for this long; the running writer is asked instead of waited for.
+_LOCK_WAIT_S = 10.0
+_SAY_EVERY_S = 1.0
+
+
+def export(
+    *names: str,
+    list_: Annotated[Switch, Parameter(name="--list")] = False,
+    force: Switch = False,
+    timeout: float = 60.0,
+    everywhere: Everywhere = HERE,
+) -> Reply:
+    """Build golden exports now, or list them.
+
+    They follow commits by themselves; this is the hand. Reads the published catalog, works with no
+    bus running. An export whose inputs did not change is not written again. One that fails keeps
+    its old file and makes exit code 1.
+
+    For example:
+
+        bus export
+        bus export alerts_std alerts_std_tradable --json
+        bus export --list
+
+    Parameters
+    ----------
+    names
+        Only these; default: every enabled one.
+    list_
+        Only show how each stands.
+    force
+        Write also what did not change.
+    timeout
+        Wait this many seconds while the bus itself builds exports.
+    """
+    from bus import health
+
+    lake, settings = everywhere.open()
+    if not list_:
+        _export_here(lake, settings, names, force=force, timeout_s=timeout)
+    wanted = [e for e in health.exports(lake, settings) if not names or e.name in names]
+    failed = not list_ and any(e.state == "error" for e in wanted)
+    return Reply([e.as_dict() for e in wanted], lambda: _export_table(wanted), int(failed))
+
+
+def _export_here(
+    lake: Lake, settings: Settings, names: tuple[str, ...], *, force: bool, timeout_s: float
+) -> None:
+    from bus import exports
+
+    wanted = exports.chosen(settings, names or None)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            exports.build(lake, settings, wanted, force=force)
+            break
+        except LakeBusy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+    exports.publish_pending(lake, settings)
+
+
+def _export_table(found: list[ExportHealth]) -> Iterable[Part]:
+    columns = ("name", "state", "rows", "seq", "at_utc", "path")
+    yield Table(columns, [[getattr(e, c) for c in columns] for e in found])
+    for one in found:
+        if one.error:
+            yield Block(f"{Code.E509} {one.name}", [one.error, f"hint: {Code.E509.hint}"], "bad")
 
 
 def rebuild(*, timeout: float = 3600.0, everywhere: Everywhere = HERE) -> Reply:
@@ -73,7 +147,7 @@ def _rebuild_here(lake: Lake, settings: Settings, timeout_s: float) -> None:
 
     configure_logging("rebuild", logging.WARNING)
     registry = Registry.load(settings)
-    with Writer.open(lake, settings, registry, wait_s=timeout_s) as writer:
+    with Writer.open(lake, settings, registry, wait_s=min(timeout_s, _LOCK_WAIT_S)) as writer:
         writer.rebuild()
         disk.remove(lake.rebuild_request)
         while writer.drain().more:  # run trees, in slices
@@ -89,3 +163,82 @@ def _counts(lake: Lake) -> dict[str, Any]:
         seq, _ = manifest.applied
         ((artifacts,),) = manifest.rows("SELECT count(*) FROM artifacts")
     return {"seq": seq, "artifacts": artifacts}
+
+
+# ── verify ────────────────────────────────────────────────────────────────────────────────────
+
+
+def verify(
+    *,
+    quick: Switch = False,
+    sample: int | None = None,
+    everywhere: Everywhere = HERE,
+) -> Reply:
+    """Check every invariant of the lake.
+
+    The journal's chain, identities, lineage, answers, every object's bytes, exports, and that the
+    views equal a rebuild. Changes nothing, and may run beside a working bus. Exit code 1 when
+    something is wrong; each finding says what to do.
+
+    For example:
+
+        bus verify
+        bus verify --quick
+        bus verify --sample 1000 --json
+
+    Parameters
+    ----------
+    quick
+        Hash no object and rebuild no view.
+    sample
+        Hash only so many objects, chosen at random.
+    """
+    from bus.specs import Registry
+    from bus.verify import verify as check
+
+    if quick and sample is not None:
+        raise Refused("--quick hashes nothing, --sample does: give one", code=Code.E103)
+    if sample is not None and sample < 1:
+        raise Refused("a sample holds at least one object", code=Code.E103, where="--sample")
+    lake, settings = everywhere.open()
+    level: Level = "quick" if quick else "full" if sample is None else "sample"
+    report = check(
+        lake,
+        settings,
+        Registry.load(settings),
+        level,
+        sample_size=sample,
+        progress=_progress(),
+    )
+    data = report.as_dict() | {"ok": not report.findings, "lake": str(lake.root)}
+    return Reply(data, lambda: _verified(report), int(bool(report.findings)))
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    """Talk about long work once a second, when somebody watches."""
+    if not fancy(sys.stderr):
+        return lambda *_: None
+    next_s = time.monotonic() + _SAY_EVERY_S
+
+    def talk(what: str, done: int, total: int) -> None:
+        nonlocal next_s
+        if time.monotonic() >= next_s:
+            next_s = time.monotonic() + _SAY_EVERY_S
+            say(f"{what}: {done:,} of {total:,}")
+
+    return talk
+
+
+def _verified(report: Report) -> Iterable[Part]:
+    yield from map(_finding, report.findings)
+    names = ("level", "seq", "jobs", "artifacts", "objects", "hashed_bytes", "seconds")
+    yield Facts("verified", {name: getattr(report, name) for name in names})
+    if report.findings:
+        yield Line(f"{len(report.findings)} findings", "bad")
+    else:
+        yield Line("Nothing is wrong.", "good")
+
+
+def _finding(found: Finding) -> Block:
+    title = f"invariant {found.invariant}: {found.where}"
+    return Block(title, [found.message, f"hint: {found.fix}"], "bad")

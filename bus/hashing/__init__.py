@@ -192,12 +192,16 @@ class ContentHasher:
         return RowDigest(layout.names, self._families, layout.key_order, temp_dir)
 
     def update(self, batch: pa.RecordBatch) -> dict[str, Column]:
-        """Take in the next rows; what they were reduced to, by name, for whoever can use it."""
+        """Take in the next rows.
+
+        Returns what the columns that needed no cast were reduced to, by name, for whoever can use
+        it: `bus.column_stats` does.
+        """
         columns = self.canonical(batch)
         if self._kept_bytes <= self._sort_limit_bytes:
             self._keep(columns)
         self._digest.update(columns, batch.num_rows)
-        return dict(zip(self._layout.names, columns, strict=True))
+        return {name: columns[number] for name, number in self._layout.as_stored}
 
     def _keep(self, columns: list[Column]) -> None:
         if self._kept:  # a single batch, the common case, is not worth weighing
@@ -272,6 +276,7 @@ class _Layout:
     """All that schema and plan say: columns in name order, and what orders rows.
 
     columns    the hashed columns
+    as_stored  (name, position) of those that are hashed without a cast
     is_float   for each whether it is reduced together with other float columns
     floats     their positions
     key_order  positions of the columns that order rows, most significant first
@@ -281,6 +286,11 @@ class _Layout:
         names = sorted(plan.columns, key=str.encode)
         self.names = names
         self.columns = [_Planned(schema, name, plan.columns[name]) for name in names]
+        self.as_stored = [
+            (planned.name, number)
+            for number, planned in enumerate(self.columns)
+            if planned.target is None
+        ]
         self.is_float = [planned.is_plain_float for planned in self.columns]
         self.floats = [number for number, is_float in enumerate(self.is_float) if is_float]
         self.key_order = key_order(names, self.new_families(), plan.sort_by)

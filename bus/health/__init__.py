@@ -16,7 +16,7 @@ from bus.health.facts import (
     Status,
     WriterHealth,
 )
-from bus.health.look import alive, check, status
+from bus.health.look import alive, check, exports, status
 from bus.health.raw import command, prefix
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "alive",
     "check",
     "command",
+    "exports",
     "prefix",
     "status",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+ExportState = Literal["ok", "stale", "error", "never"]
 WriterState = Literal["alive", "dead", "silent", "busy elsewhere", "not started"]
 
 
@@ -72,15 +73,23 @@ class CatalogHealth:
 
 @dataclass(frozen=True, slots=True)
 class ExportHealth:
-    """One golden export. state: ok, stale (newer commits may change it), error, never (built)."""
+    """One golden export: its rows are as of commit `seq`, its file was written `at_utc`.
+
+    state: ok; stale (newer commits were not looked at yet); error (the last build failed, the file
+    is an older one); never (built).
+    """
 
     name: str
-    state: Literal["ok", "stale", "error", "never"]
+    state: ExportState
     rows: int | None = None
     seq: int | None = None
     at_utc: str | None = None
     path: str | None = None
     error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

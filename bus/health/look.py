@@ -7,7 +7,7 @@ import shutil
 import time
 from contextlib import closing, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import redis
@@ -21,6 +21,7 @@ from bus.health.facts import (
     Check,
     DiskHealth,
     ExportHealth,
+    ExportState,
     Process,
     Queues,
     Status,
@@ -67,7 +68,7 @@ def status(lake: Lake, settings: Settings) -> Status:
         processes=_processes(signs, running if runs else None),
         queues=queues,
         catalog=catalog,
-        exports=_exports(lake, settings, catalog),
+        exports=exports(lake, settings),
         disk=_disk(lake),
         findings=[],
     )
@@ -248,8 +249,33 @@ def _newest_commit(lake: Lake) -> tuple[int, str | None]:
     return 0, None
 
 
-def _exports(lake: Lake, settings: Settings, catalog: CatalogHealth) -> list[ExportHealth]:
-    return []
+def exports(lake: Lake, settings: Settings) -> list[ExportHealth]:
+    """How each enabled export stands, and each that was ever built, by name."""
+    seq, _ = _newest_commit(lake)
+    known = {result["name"]: result for result in _export_results(lake)}
+    enabled = {name for name, export in settings.exports.items() if export.enabled}
+    return [_export(lake, name, known.get(name), seq) for name in sorted(enabled | known.keys())]
+
+
+def _export_results(lake: Lake) -> list[dict[str, Any]]:
+    from bus.exports import status as exports_status  # noqa: PLC0415 - brings duckdb
+
+    found: list[dict[str, Any]] = exports_status(lake)["results"]
+    return found
+
+
+def _export(
+    lake: Lake, name: str, result: dict[str, Any] | None, newest_seq: int
+) -> ExportHealth:
+    if result is None or (result["ok"] and not lake.export_path(name).exists()):
+        return ExportHealth(name, "never")
+    state: ExportState = "ok"
+    if not result["ok"]:
+        state = "error"
+    elif result.get("seq", 0) < newest_seq:
+        state = "stale"
+    facts = {key: result.get(key) for key in ("rows", "seq", "path", "error")}
+    return ExportHealth(name, state, at_utc=result.get("written_at_utc"), **facts)
 
 
 # ── one process ───────────────────────────────────────────────────────────────────────────────

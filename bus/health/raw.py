@@ -31,7 +31,7 @@ def command(settings: Settings, words: Sequence[str]) -> Any:
     block_s = _LONGEST_BLOCK_S if words[0].upper().startswith(_BLOCKING) else 0.0
     with open_redis(where.url, timeout_s=_TIMEOUT_S, block_s=block_s) as client:
         try:
-            return _readable(client.execute_command(*words))  # type: ignore[no-untyped-call]
+            return _readable(client.execute_command(*words))
         except redis.ResponseError as error:
             hint = "See the documentation of Redis for the command."
             raise NotFound(str(error), code=Code.E511, where=words[0], hint=hint) from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from bus.errors import BusError, Code, Problem, Rejected, problem
+from bus.hashing.columns import BINARY_IDS, TEXT_IDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,9 @@ _NOT_ARROW_SCHEMA = b"\x18\x0carrow:schema\x18"
 #: What encryption with a readable footer appends to it: a nonce and a tag.
 _SIGNATURE_BYTES = 28
 _OFFSET_BYTES = 4
+_TEXT_IDS = TEXT_IDS | BINARY_IDS - {pa.lib.Type_FIXED_SIZE_BINARY}
+#: Types whose rows take an offset, and then as much as they like.
+_OPEN_ENDED_IDS = _TEXT_IDS | {pa.lib.Type_LIST, pa.lib.Type_LARGE_LIST, pa.lib.Type_MAP}
 _SHOWN = 10
 
 
@@ -168,18 +172,19 @@ def groups(metadata: pq.FileMetaData, schema: pa.Schema, limits: Limits) -> list
 
 def _width_bytes(type_: pa.DataType) -> float:
     """Bytes that a row takes at least."""
-    if pa.types.is_struct(type_):
-        return sum(_width_bytes(type_.field(number).type) for number in range(type_.num_fields))
-    try:
-        return float(type_.bit_width) / 8
-    except ValueError:  # no fixed width: text, lists
-        return 0 if pa.types.is_null(type_) else _OFFSET_BYTES
+    if type_.id in _OPEN_ENDED_IDS:
+        return _OFFSET_BYTES
+    if type_.num_fields:
+        return sum(_width_bytes(child) for child in _children(type_))
+    return 0 if type_.id == pa.lib.Type_NA else float(type_.bit_width) / 8
 
 
 def _has_text(type_: pa.DataType) -> bool:
-    if pa.types.is_nested(type_):
-        return any(_has_text(type_.field(number).type) for number in range(type_.num_fields))
-    return bool(pa.types.is_string(type_) or pa.types.is_binary(type_))
+    return type_.id in _TEXT_IDS or any(_has_text(child) for child in _children(type_))
+
+
+def _children(type_: pa.DataType) -> list[pa.DataType]:
+    return [type_.field(number).type for number in range(type_.num_fields)]
 
 
 def size_problems(
@@ -198,12 +203,11 @@ def size_problems(
 
 def nesting_levels(type_: pa.DataType) -> int:
     """How many lists, structs and maps lie around the deepest value; 0 for a scalar."""
-    if not pa.types.is_nested(type_):
+    if not type_.num_fields:
         return 0
-    children = (type_.field(number).type for number in range(type_.num_fields))
-    inner = max(map(nesting_levels, children), default=0)
+    inner = max(map(nesting_levels, _children(type_)))
     # The struct of key and value is part of what a map is, not a level that somebody chose.
-    return inner if pa.types.is_map(type_) else inner + 1
+    return inner if type_.id == pa.lib.Type_MAP else inner + 1
 
 
 def _name_problems(fields: list[pa.Field], limits: Limits, where: str) -> Iterator[Problem]:
@@ -219,7 +223,7 @@ def _name_problems(fields: list[pa.Field], limits: Limits, where: str) -> Iterat
             message = f"the name has {len(field.name.encode()):,} bytes"
             hint = f"Use names of up to {limits.max_name_bytes:,} bytes."
             yield problem(Code.E314, place[:200], message, hint)
-        if pa.types.is_nested(field.type):
+        if field.type.num_fields:
             inner = [field.type.field(number) for number in range(field.type.num_fields)]
             yield from _name_problems(inner, limits, place)
 

@@ -22,7 +22,7 @@ from bus import disk
 from bus.broker import Broker, Endpoint, address, default_prefix, endpoint, write_endpoint
 from bus.errors import Code, LakeBusy, Unavailable
 from bus.lake import Lake
-from bus.model import iso, utc_now
+from bus.model import JobState, iso, utc_now
 from bus.process import die_with_parent
 from bus.settings import last_lake_file
 from bus.supervisor import processes, valkey
@@ -40,13 +40,11 @@ log = logging.getLogger("bus.supervisor")
 REDIS = "redis"
 #: Who must have shown life before the bus is called ready.
 ROLES = ("ingest", "writer", "pump", "beat")
-#: Which children are told to stop together, in order, and how long they may take.
-_STOP_ORDER: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("pump", "beat", "flower"), 3.0),
-    (("ingest",), 8.0),
-    (("writer",), 8.0),
-    ((REDIS,), 4.0),
-)
+#: Those who bring work are told to stop first; then the writer, who commits what they finished.
+_FEEDERS = ("pump", "beat", "flower", "ingest")
+_FEEDERS_STOP_S = 8.0
+_WRITER_STOP_S = 8.0
+_REDIS_STOP_S = 4.0
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _WATCHED = _STOP_SIGNALS | {signal.SIGCHLD}
 _FIRST_PAUSE_S = 0.1
@@ -265,17 +263,37 @@ class Supervisor:
     # ── stop ──────────────────────────────────────────────────────────────────────────────────
 
     def _stop(self) -> None:
-        """Drain: those who bring work first, the writer after those who feed it, Redis last."""
-        for names, patience_s in _STOP_ORDER:
-            group = [c for name in names if (c := self._children.get(name)) and c.process]
-            for child in group:
-                assert child.process is not None  # noqa: S101 - selected above
-                child.process.terminate()
-            deadline = time.monotonic() + patience_s
-            for child in group:
-                _await_end(child, deadline)
+        """Drain: those who bring work first, the writer when nothing is left to commit, Redis last."""
+        feeders = self._terminate(*_FEEDERS)
+        deadline = time.monotonic() + _FEEDERS_STOP_S
+        while self._lives("ingest") and self._has_work() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        writer = self._terminate("writer")
+        for child in feeders:
+            _await_end(child, deadline)
+        for child in writer:
+            _await_end(child, time.monotonic() + _WRITER_STOP_S)
+        for child in self._terminate(REDIS):
+            _await_end(child, time.monotonic() + _REDIS_STOP_S)
         self._logs.look()
-        disk.remove(self._lake.endpoint)
+        if self._endpoint is not None:
+            disk.remove(self._lake.endpoint)
+
+    def _terminate(self, *names: str) -> list[Child]:
+        children = [c for name in names if (c := self._children.get(name)) and c.process]
+        for child in children:
+            assert child.process is not None  # noqa: S101 - selected above
+            child.process.terminate()
+        return children
+
+    def _lives(self, name: str) -> bool:
+        process = self._children[name].process if name in self._children else None
+        return process is not None and process.poll() is None
+
+    def _has_work(self) -> bool:
+        """Whether a validator is at a job, or one waits for the writer."""
+        states = (JobState.VALIDATING, JobState.READY)
+        return any(self._lake.count(state) for state in states)
 
 
 def _await_end(child: Child, deadline: float) -> None:

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bus import exports
 from bus.client import Bus
 from bus.errors import Refused, Rejected
 from bus.lake import RECEIPT
 from bus.model import JobState, Receipt
 from bus.tasks.ingest import submit_artifact
-from tests.jobs import manifest_of, put_job, small_table
+from tests.jobs import put_job, small_table
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.xdist_group("bus")
 
 PATIENCE_S = 20.0
-MINE = {"kind": "things", "producer": "tester"}
+MINE: dict[str, Any] = {"kind": "things", "producer": "tester"}
 
 
 def staged(bus: Bus, table: pa.Table | None = None, **fields: Any) -> str:
@@ -157,12 +158,7 @@ def test_an_emptied_redis_loses_no_job(live_bus: Bus) -> None:
 
 
 def test_a_job_made_by_a_shell_script_is_taken_when_it_has_been_quiet(live_bus: Bus) -> None:
-    put_job(
-        live_bus.lake,
-        "by-hand",
-        {"a.parquet": small_table()},
-        manifest_of("by-hand", ["a.parquet"]),
-    )
+    put_job(live_bus.lake, "by-hand", marker=False)
     push(live_bus, "by-hand")
     assert live_bus.wait("by-hand", PATIENCE_S).artifacts[0].rows == 3
 
@@ -192,12 +188,10 @@ def test_a_burst_from_many_threads_is_delivered_once_each(live_bus: Bus) -> None
 def test_every_answer_is_an_event_too(live_bus: Bus) -> None:
     job = live_bus.submit(small_table(), **MINE)
     job.wait(PATIENCE_S)
+    client: Any = live_bus.broker.client()
+    mine = job.job_id.encode()
     told = wait_until(
-        lambda: [
-            fields
-            for _, fields in live_bus.broker.client().xrevrange("bus:events", count=50)
-            if fields[b"job_id"].decode() == job.job_id
-        ]
+        lambda: [e for _, e in client.xrevrange("bus:events", count=50) if e[b"job_id"] == mine]
     )
     assert len(told) == 1
 
@@ -216,3 +210,15 @@ def test_receipts_agree_in_redis_and_on_disk(live_bus: Bus) -> None:
     on_disk = live_bus.lake.processed / job.job_id / RECEIPT
     in_redis = live_bus.broker.await_answer(job.job_id, 1.0)
     assert in_redis == on_disk.read_bytes() == receipt.to_bytes()
+
+
+def test_exports_follow_a_commit_without_being_asked(live_bus: Bus) -> None:
+    seq = live_bus.submit(small_table(), **MINE).wait(PATIENCE_S).seq
+
+    def covered() -> bool:
+        results = exports.status(live_bus.lake)["results"]
+        return bool(results) and all(r["ok"] and r["seq"] >= seq for r in results)
+
+    wait_until(covered, 30, what="every export covers the commit")
+    names = {path.stem for path in live_bus.lake.exports.glob("*.parquet")}
+    assert {"alerts_std", "alerts_std_tradable", "schema_columns"} <= names

@@ -124,7 +124,7 @@ def test_a_help_page_has_worked_examples_that_parse(name: str, bus: Callable[...
     assert "--lake" in page.out
     assert "--json" in page.out
     found = re.findall(
-        r"^ {4}(?:.*\| )?bus (.*?)(?: \| .*)?$", inspect.getdoc(cli.load(name)), re.M
+        r"^ {4}(?:.*\| )?bus (.*?)(?: \| .*)?$", inspect.getdoc(cli.load(name)), re.MULTILINE
     )
     assert found, "no example"
     for example in found:

@@ -50,8 +50,14 @@ def manifest_of(job: Job) -> dict[str, Any]:
 
 
 def receipt(job_id: str, submission_id: str | None, seq: int = 1) -> bytes:
-    fields = {"status": "committed", "artifacts": [], "committed_at_utc": "2026-01-08T05:12:33Z"}
-    return Receipt(job_id=job_id, submission_id=submission_id, seq=seq, **fields).to_bytes()
+    return Receipt(
+        job_id=job_id,
+        submission_id=submission_id,
+        seq=seq,
+        status="committed",
+        artifacts=[],
+        committed_at_utc="2026-01-08T05:12:33Z",
+    ).to_bytes()
 
 
 def reason(job_id: str, submission_id: str | None, seq: int = 1) -> bytes:

@@ -9,10 +9,10 @@ import pytest
 from bus import disk
 from bus.claims import claim_path
 from bus.errors import JobConflict, NotFound, Refused
-from bus.lake import COMMIT, MANIFEST, OUR_NAMES
-from bus.model import CommitMarker, JobState, ProblemDoc
+from bus.lake import COMMIT, MANIFEST, OUR_NAMES, REJECT_REASON, VERDICT
+from bus.model import CommitMarker, JobState, ProblemDoc, RejectReason
 from bus.retry import retry
-from tests.pipeline import Pipeline, sha256, table, verdict
+from tests.pipeline import Pipeline, manifest_of, sha256, table, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,10 +25,29 @@ def made(tmp_path: Path) -> Pipeline:
     return Pipeline(tmp_path / "lake")
 
 
-def reject(made: Pipeline, job_id: str = "broken") -> None:
+def reject(made: Pipeline, job_id: str = "broken") -> Path:
+    """What the writer leaves of a refused job, without the work of having one."""
     refused = verdict(job_id, accepted=False, problems=BROKEN, job_digest=None)
-    made.judged(refused, files={"x.parquet": b"no"})
-    made.commit()
+    reason = RejectReason(
+        **BROKEN[0].model_dump(exclude={"where"}),
+        problems=BROKEN,
+        job_id=job_id,
+        rejected_at_utc="2026-01-08T05:12:33Z",
+        seq=1,
+    )
+    path = made.lake.free_name(JobState.REJECTED, job_id)
+    path.mkdir()
+    manifest = manifest_of(refused).to_bytes()
+    commit = CommitMarker(manifest_sha256=sha256(manifest), submission_id="first")
+    for name, data in {
+        MANIFEST: manifest,
+        COMMIT: commit.to_bytes(),
+        VERDICT: refused.to_bytes(),
+        REJECT_REASON: reason.to_bytes(),
+        "x.parquet": b"no",
+    }.items():
+        disk.write_plain(path / name, data)
+    return path
 
 
 def test_the_files_go_back_and_our_documents_do_not(made: Pipeline) -> None:
@@ -85,7 +104,7 @@ def test_a_rejection_can_be_named_by_its_directory(made: Pipeline) -> None:
     assert made.lake.state_of("broken") is JobState.STAGED
 
 
-@pytest.mark.parametrize("job_id", ["nobody", "../broken", ".", "", "a/b"])
+@pytest.mark.parametrize("job_id", ["nobody", "../rejected/broken", ".", "..", "", "a/b", "a\0"])
 def test_what_was_never_rejected_cannot_be_retried(job_id: str, made: Pipeline) -> None:
     reject(made)
     with pytest.raises(NotFound):
@@ -118,9 +137,13 @@ def test_a_job_that_somebody_holds_stays(made: Pipeline) -> None:
     assert (made.lake.rejected / "broken").is_dir()
 
 
-def test_a_retried_job_is_judged_afresh_and_may_be_rejected_again(made: Pipeline) -> None:
-    reject(made)
-    retry(made.lake, "broken")
+def test_a_retried_job_is_judged_afresh(made: Pipeline) -> None:
+    made.stage("late", table(1))
+    disk.write_plain(made.lake.inbox / "late" / "000.parquet", b"no")
     made.run()
-    assert made.lake.state_of("broken") is JobState.REJECTED
-    assert len(made.rows("SELECT 1 FROM jobs WHERE job_id = 'broken'")) == 2
+    assert made.lake.state_of("late") is JobState.REJECTED
+    sent = retry(made.lake, "late")
+    made.run()
+    assert made.lake.state_of("late") is JobState.REJECTED
+    assert made.reason("late").submission_id == sent.submission_id
+    assert len(made.rows("SELECT 1 FROM jobs WHERE job_id = 'late'")) == 2

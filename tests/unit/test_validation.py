@@ -9,17 +9,18 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 
-from bus import disk, validation
+from bus import disk, table as table_module, validation
 from bus.attempt import AttemptEndedError, Limits
 from bus.claims import MAX_ENDS, Record, claim_path
 from bus.contract import Check, Spec
 from bus.columns import Column
-from bus.hashing import HashPlan, content_hash
+from bus.hashing import ContentHasher, UnhashableType, content_hash
 from bus.intake import Intake
 from bus.settings import Settings
 from bus.specs import Registry
@@ -160,8 +161,6 @@ def test_a_type_without_a_content_hash_is_accepted_by_its_bytes(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Parquet files hold no such type today; the next version of a reader may bring one.
-    from bus.hashing import UnhashableType  # noqa: PLC0415
-
     def unhashable(*_: object, **__: object) -> None:
         raise UnhashableType(pa.null(), "made up")
 
@@ -266,14 +265,28 @@ def test_nested_tables_pass_through_the_intake(lake: Lake) -> None:
 def test_a_large_unsorted_table_is_sorted_on_disk(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.hashing.ContentHasher.__init__.__kwdefaults__", {"sort_limit_bytes": 10, "temp_dir": None}, raising=False)
-    table = pa.table({"n": pa.array([(i * 7919) % 100_000 for i in range(200_000)], pa.int64())})
+    sort, sorted_there = validation._sorted_hash, lake.root / "sorted"
+
+    def sort_and_tell(*given: Any) -> str:
+        sorted_there.touch()  # in the child: only the disk tells us
+        return sort(*given)
+
+    monkeypatch.setattr(validation, "_sorted_hash", sort_and_tell)
+    monkeypatch.setattr(
+        table_module, "ContentHasher", partial(ContentHasher, sort_limit_bytes=1000)
+    )
+    numbers = [(i * 7919) % 100_000 for i in range(200_000)]
+    table = pa.table({"n": pa.array(numbers, pa.int64())})
     path = put_job(lake, "job", {"a.parquet": table})
 
+    with pytest.raises(NeedsChildError):
+        judge(path, lake, Settings(lake=lake.root), registry())
     verdict = judge_in_child(path, lake, Settings(lake=lake.root), registry()).verdict
 
     assert codes(verdict) == []
     assert verdict.artifacts[0].content_hash == content_hash(table)
+    assert sorted_there.exists()
+    assert list(lake.run.iterdir()) == []
 
 
 # ── ends of children ──────────────────────────────────────────────────────────────────────────

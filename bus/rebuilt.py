@@ -1,0 +1,177 @@
+"""A second manifest and catalog, made from the journal alone, and where the live ones differ.
+
+The twin grows commit by commit, so that each live view is compared with what it should be at the
+commit which that view says it has come to: a working bus need not stand still for it.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from bus.catalog import Catalog, connect_snapshot
+from bus.journal import GENESIS, Journal
+from bus.lake import Lake
+from bus.manifest import Manifest
+from bus.sqltypes import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import duckdb
+
+    from bus.journal import Commit
+    from bus.settings import Settings
+    from bus.specs import Registry
+
+#: Hints where to go on with file views: not made from the journal.
+_NOT_FROM_THE_JOURNAL = {"progress"}
+_SHOWN = 3
+_CHUNK_ARTIFACTS = 2_000
+_CHUNK_COMMITS = 200
+
+Row = tuple[Any, ...]
+
+
+class Twin:
+    """A lake of views only, in a directory of its own."""
+
+    def __init__(self, lake: Lake, folder: Path) -> None:
+        self._lake = Lake(folder, lake.public_root)
+        self._lake.create()
+        self._commits = Journal(lake).after(0, GENESIS)
+        self._chunk: list[Commit] = []
+        self._ahead: Commit | None = None
+        self.manifest = Manifest.open(self._lake)
+
+    def close(self) -> None:
+        """Close the manifest; the directory is the caller's."""
+        self.manifest.close()
+
+    def grow(self, seq: int | None, look: Callable[[Commit], None] = lambda _: None) -> None:
+        """Apply commits up to and including `seq` (None: all there are); `look` sees each once.
+
+        Raises `Damaged` where the journal breaks; what came before it is applied.
+        """
+        artifacts = 0
+        try:
+            while (commit := self._next(seq)) is not None:
+                look(commit)
+                self._chunk.append(commit)
+                artifacts += sum(len(job.artifacts) for job in commit.record.jobs)
+                if artifacts >= _CHUNK_ARTIFACTS or len(self._chunk) >= _CHUNK_COMMITS:
+                    self._flush()
+                    artifacts = 0
+        finally:
+            self._flush()
+
+    def _next(self, seq: int | None) -> Commit | None:
+        commit, self._ahead = self._ahead or next(self._commits, None), None
+        if commit is not None and seq is not None and commit.record.seq > seq:
+            self._ahead = commit
+            return None
+        return commit
+
+    def _flush(self) -> None:
+        self.manifest.apply(self._chunk)
+        self._chunk.clear()
+
+    def catalog_differences(
+        self, published: duckdb.DuckDBPyConnection, settings: Settings, registry: Registry
+    ) -> Iterator[str]:
+        """How an open snapshot differs from one made of the twin's manifest, at the same commit."""
+        with closing(Catalog.open(self._lake, settings, registry, self.manifest)) as catalog:
+            catalog.catch_up(self.manifest)
+            catalog.publish(lambda: True)
+        with connect_snapshot(self._lake) as rebuilt:
+            for name in sorted({*_relations(published), *_relations(rebuilt)}):
+                if _digest(published, name) != _digest(rebuilt, name):
+                    yield _where_they_differ(name, published, rebuilt)
+            ours: dict[str, str] = dict(published.execute(_VIEWS).fetchall())
+            theirs: dict[str, str] = dict(rebuilt.execute(_VIEWS).fetchall())
+            for name in sorted(ours.keys() | theirs.keys()):
+                if ours.get(name) != theirs.get(name):
+                    yield f"view {name} has another text"
+
+
+_VIEWS = (
+    "SELECT schema_name || '.' || view_name, sql FROM duckdb_views() "
+    "WHERE schema_name IN ('catalog', 'canon')"
+)
+
+
+def _relations(db: duckdb.DuckDBPyConnection) -> list[str]:
+    found = db.execute(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = 'catalog'"
+    ).fetchall()
+    return [name for (name,) in found]
+
+
+def _digest(db: duckdb.DuckDBPyConnection, name: str) -> Any:
+    """Count and sum of the hashes of all rows; None where there is no such table."""
+    if name not in _relations(db):
+        return None
+    sql = f"SELECT count(*), sum(hash(t)::HUGEINT) FROM catalog.{quoted(name)} t"  # noqa: S608 - the catalog's own names
+    return db.execute(sql).fetchall()
+
+
+def _where_they_differ(
+    name: str, published: duckdb.DuckDBPyConnection, rebuilt: duckdb.DuckDBPyConnection
+) -> str:
+    for db, missing in ((published, "is missing"), (rebuilt, "is none of ours")):
+        if name not in _relations(db):
+            return f"table catalog.{name} {missing}"
+    sql = f"SELECT * FROM catalog.{quoted(name)}"  # noqa: S608 - likewise
+    ours, theirs = (set(map(repr, db.execute(sql).fetchall())) for db in (published, rebuilt))
+    return _told(f"table catalog.{name}", sorted(ours - theirs), sorted(theirs - ours))
+
+
+def _told(table: str, extra: Sequence[Any], missing: Sequence[Any]) -> str:
+    """`table …: 1 row too many (…), 2 missing (…, …)`."""
+    parts = [
+        f"{len(rows)} row{'s' * (len(rows) > 1)} {what}: "
+        + "; ".join(f"{row!s:.300}" for row in rows[:_SHOWN])
+        for rows, what in ((extra, "that a rebuild has not"), (missing, "missing"))
+        if rows
+    ]
+    return f"{table} has {' and '.join(parts) or 'repeated rows'}"
+
+
+def manifest_differences(live: Manifest, rebuilt: Manifest) -> Iterator[str]:
+    """Every table whose rows are not those of the rebuilt one, and some of the rows."""
+    tables = sorted({*_tables(live), *_tables(rebuilt)})
+    for table in tables:
+        for manifest, missing in ((live, "is missing"), (rebuilt, "is none of ours")):
+            if table not in _tables(manifest):
+                yield f"table {table} {missing}"
+                break
+        else:
+            if (difference := _table_difference(table, live, rebuilt)) is not None:
+                yield difference
+
+
+def _tables(manifest: Manifest) -> set[str]:
+    found = manifest.rows("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {name for (name,) in found} - _NOT_FROM_THE_JOURNAL
+
+
+def _table_difference(table: str, live: Manifest, rebuilt: Manifest) -> str | None:
+    """Both are read in the order of their key, in chunks: rows alike are compared in C."""
+    key = rebuilt.rows(
+        f"SELECT cid + 1 FROM pragma_table_info('{table}') WHERE pk > 0 ORDER BY pk"  # noqa: S608 - our own tables
+    )
+    order = ", ".join(str(number) for (number,) in key)
+    sql = f"SELECT * FROM {table} ORDER BY {order}"  # noqa: S608 - likewise
+    extra: set[Row] = set()
+    missing: set[Row] = set()
+    for ours, theirs in zip_longest(live.chunks(sql), rebuilt.chunks(sql), fillvalue=[]):
+        if ours == theirs:
+            continue
+        # A row that is missing shifts all that follow: what cancels out is no difference.
+        here, there = set(ours), set(theirs)
+        extra, missing = (extra | here) - (missing | there), (missing | there) - (extra | here)
+    if not extra and not missing:
+        return None
+    return _told(f"table {table}", sorted(extra, key=repr), sorted(missing, key=repr))
