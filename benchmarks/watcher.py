@@ -68,10 +68,10 @@ class Watcher:
 
 
 def _watch(catalog: Path) -> None:
+    looked_at: object = None  # a snapshot that was looked at already cannot hold what comes next
     for line in sys.stdin:
         run_id, rows = line.split()
         deadline_s = time.monotonic() + _GIVE_UP_S
-        looked_at: object = None
         while time.monotonic() < deadline_s:
             published = _published(catalog)
             if published is not None and published != looked_at:

@@ -49,7 +49,7 @@ _FRESH_USES = 100
 _FRESH_ROWS = 200
 _FRESH_CHARACTERS = 512 << 10
 #: What `digest` compares, beside the text of all views.
-_DIGESTED = (
+DIGESTED = (
     *("applied_v", "runs_d", "uses", "jobs_f", "lineage_facts", "tag_facts", "supersede_facts"),
     *("tombstone_facts", "alias_facts", "pin_facts", "identity_facts", "columns_d", "views_d"),
 )
@@ -399,7 +399,7 @@ class Catalog:
         """
         with connect_snapshot(lake) as db:
             facts: list[Any] = [
-                db.execute(statement("digest").format(name=name)).fetchall() for name in _DIGESTED
+                db.execute(statement("digest").format(name=name)).fetchall() for name in DIGESTED
             ]
             facts += db.execute(
                 "SELECT schema_name, view_name, sql FROM duckdb_views() "

@@ -88,8 +88,9 @@ def claim_path(lake: Lake, name: str) -> Path:
 def job_name(name: str) -> str:
     """What an inbox directory is called from now on: its name, if documents and paths can bear it.
 
-    A name that is no id is rejected in any case; one that is not text, holds control characters
-    or is very long is replaced by ``_invalid-<hash>`` (no id either) so that the rejection itself can be stored.
+    A name that is no id is rejected in any case. One that is not text, holds control characters or
+    is very long is replaced by ``_invalid-<hash>``, which is no id either, so that the rejection
+    itself can be stored.
     """
     bearable = name.isprintable() and len(os.fsencode(name)) <= _MAX_NAME_BYTES
     return name if bearable else f"_invalid-{_short_hash(name)}"

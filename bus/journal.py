@@ -100,19 +100,21 @@ class Journal:
             yield commit
             seq, previous = seq + 1, commit.sha256
 
-    def check_gapless(self) -> None:
-        """Raise `Damaged` when a number is missing below the newest.
+    def check_gapless(self) -> int:
+        """The newest number; raises `Damaged` when one below it is missing.
 
         Lists the directory, so only whoever is about to read the whole journal asks. Without it a
         rebuild would take the gap for the end, and new commits would bury what lies behind it.
         """
-        for expected, number in enumerate(self.numbers(), start=1):
+        numbers = self.numbers()
+        for expected, number in enumerate(numbers, start=1):
             if number != expected:
                 raise Damaged(
                     f"journal record {expected} is missing, but record {number} is there",
                     where=str(self._lake.record_path(expected)),
                     hint="Restore the record from a backup; nothing may be committed after a gap.",
                 )
+        return len(numbers)
 
     def sync(self, seq: int) -> None:
         """Make an existing record durable before relying on it (its writer may have died)."""

@@ -51,6 +51,7 @@ log = structlog.get_logger("bus.verify")
 Level = Literal["quick", "sample", "full"]
 _T = TypeVar("_T")
 _ANSWERED = (JobState.COMMITTED, JobState.REJECTED)
+_ABOUT_VIEWS = (4, 9)
 _JUDGED = (JobState.VALIDATING, JobState.READY)
 
 
@@ -167,12 +168,16 @@ class _Verification:
         self._size = size
         self._progress = progress
         self._verdicts: set[str] = set()
+        self._newest = 0
 
     def run(self, stack: ExitStack) -> None:
         """Every check in turn; one that cannot be made is a finding and stops no other."""
-        snapshot = self._snapshot(stack)  # before the manifest, which must not lie behind it
-        live = self._live(stack)
-        facts = self._facts(live, snapshot, stack)
+        with ExitStack() as views:  # not for longer than needed: what is open cannot be tidied
+            snapshot = self._snapshot(views)  # before the manifest, which must not lie behind it
+            live = self._live(views)
+            facts = self._facts(live, snapshot, stack)
+            if facts is live:
+                stack.enter_context(views.pop_all())
         self._count(facts)
         level = self.report.level
         lake = self._lake
@@ -205,7 +210,8 @@ class _Verification:
                 self.report.findings.append(finding)
         except Exception as error:  # noqa: BLE001 - whatever damage does to a check is a finding
             message = f"could not be checked: {type(error).__name__}: {error}"
-            self._found(number, self._lake.root, message, OUR_ERROR)
+            fix = REBUILD if number in _ABOUT_VIEWS else OUR_ERROR
+            self._found(number, self._lake.root, message, fix)
 
     def _found(self, invariant: int, where: object, message: str, fix: str) -> None:
         self.report.findings.append(Finding(invariant, str(where), message, fix))
@@ -245,7 +251,7 @@ class _Verification:
         For a quick look, and where the journal is broken, the live one must do.
         """
         try:
-            self._journal.check_gapless()
+            self._newest = self._journal.check_gapless()
             if self.report.level == "quick" and live is not None:
                 self._compare_ends(live, self._read_chain(live.applied[0]))
                 return live
@@ -285,8 +291,7 @@ class _Verification:
     ) -> None:
         """4: let the twin grow to where each view stands, and compare."""
         last = None if live is None else live.applied[0]
-        if snapshot is not None:
-            ((seq,),) = snapshot.execute("SELECT applied_seq FROM catalog.applied_v").fetchall()
+        if snapshot is not None and (seq := self._come_to(snapshot)) is not None:
             twin.grow(seq if last is None else min(seq, last), self._look)
             if twin.manifest.applied[0] < seq:
                 message = f"has come to commit {seq}, beyond journal and manifest"
@@ -296,6 +301,14 @@ class _Verification:
         twin.grow(last, self._look)
         if live is not None and self._compare_ends(live, twin.manifest.applied):
             self._check(4, lambda: self._manifest(live, twin))
+
+    def _come_to(self, snapshot: duckdb.DuckDBPyConnection) -> int | None:
+        try:
+            ((seq,),) = snapshot.execute("SELECT applied_seq FROM catalog.applied_v").fetchall()
+        except Exception as error:  # noqa: BLE001 - DuckDB has no one error for a damaged file
+            self._found(9, self._lake.catalog_db, f"unreadable: {error}", REBUILD)
+            return None
+        return int(seq)
 
     def _compare_ends(self, live: Manifest, end: tuple[int, str]) -> bool:
         """3: the journal's last record is the one that was indexed."""
@@ -322,7 +335,7 @@ class _Verification:
         path = self._lake.record_path(record.seq)
         if path.lstat().st_mode & 0o222:
             self._found(2, path, "the record is writable", "Make it read-only (0444).")
-        self._progress("journal", record.seq, max(record.seq, self.report.seq))
+        self._progress("journal", record.seq, self._newest)
 
     def _catalog(self, twin: Twin, snapshot: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
         for difference in twin.catalog_differences(snapshot, self._settings, self._registry):

@@ -158,6 +158,7 @@ class Pipeline:
     def judge(self) -> None:
         """Steps 3 to 6 for all that waits in the inbox."""
         from bus.intake import Intake
+
         Intake(self.lake, self.settings, self.registry).drain()
 
     def writer(self, **options: Any) -> Writer:
@@ -243,17 +244,21 @@ def manifest_of(found: Verdict) -> JobManifest:
     entries: Iterable[ArtifactEntry] = (
         ArtifactEntry(artifact_id=a.name, relpath=a.relpath) for a in found.artifacts
     )
-    return JobManifest(
-        job_id=found.job_id,
-        run_id=found.run_id or "run-1",
-        producer=found.producer or "tests",
-        kind=found.kind or KIND,
-        created_at_utc=utc_now(),
-        artifacts=list(entries),
-        mutations=found.mutations,
-        after=found.after,
-        meta={"for": "a test"},
-    ) if found.artifacts or found.mutations else JobManifest.model_construct(job_id=found.job_id)
+    return (
+        JobManifest(
+            job_id=found.job_id,
+            run_id=found.run_id or "run-1",
+            producer=found.producer or "tests",
+            kind=found.kind or KIND,
+            created_at_utc=utc_now(),
+            artifacts=list(entries),
+            mutations=found.mutations,
+            after=found.after,
+            meta={"for": "a test"},
+        )
+        if found.artifacts or found.mutations
+        else JobManifest.model_construct(job_id=found.job_id)
+    )
 
 
 def _bytes_of(found: ArtifactFacts) -> bytes:

@@ -43,7 +43,18 @@ LAYERS = (
     # what people ask of it, and what they answer
     *("retry", "lookup", "runbook"),
     # delivery: everything above runs without Celery and without Redis
-    *("broker", "app", "client", "tasks", "producers", "supervisor", "health", "doctor", "demo", "cli"),
+    *(
+        "broker",
+        "app",
+        "client",
+        "tasks",
+        "producers",
+        "supervisor",
+        "health",
+        "doctor",
+        "demo",
+        "cli",
+    ),
 )
 
 #: Third-party packages (and sqlite3) and the only layers that may import them.
@@ -65,10 +76,11 @@ EVERYWHERE = {"pydantic", "pydantic_core", "pyarrow", "structlog"}
 #: Installed for a command line of its own, never imported.
 NOT_IMPORTED = {"flower"}
 
-#: Calls that change what the lake holds to be true, and the only layer that may make them.
+#: Calls that change what the lake holds to be true, and the only layers that may make them: the
+#: writer, and `rebuilt` to a manifest of its own in a temporary directory.
 #: (receiver, method): `self.journal.append(…)`, `journal.append(…)`, `Journal(…).append(…)`.
 MUTATIONS = {("journal", "append"), ("manifest", "apply")}
-MUTATORS = {"writer"}
+MUTATORS = {"writer", "rebuilt"}
 
 #: Functions that change directories or make bytes durable: only disk.py calls them.
 DISK_CALLS = {

@@ -31,7 +31,7 @@ class Keys:
         self.events = f"{prefix}bus:events"
         #: Hash process -> JSON. When each process last showed a sign of life.
         self.heartbeats = f"{prefix}bus:heartbeats"
-        #: Hash name -> number. What the pump moved, refused and rang, since the server is empty.
+        #: Hash name -> number. What the pump took (notify_moved) and refused (notify_bad).
         self.counters = f"{prefix}bus:counters"
         #: List. Celery's queue of `submit_artifact` and `verify_sample`.
         self.ingest = f"{prefix}{INGEST}"

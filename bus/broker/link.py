@@ -230,11 +230,6 @@ class Broker:
         found = self._connected() and self._try("look", ("LLEN", f"{self.keys.prefix}{queue}"))
         return int(found[0]) if found else 0
 
-    def count(self, what: str, number: int = 1) -> bool:
-        """Add to a counter that `bus status` shows."""
-        command = ("HINCRBY", self.keys.counters, what, number)
-        return self._connected() and self._try("counter", command) is not None
-
     # ── answers ───────────────────────────────────────────────────────────────────────────────
 
     def announce(self, answers: Iterable[Answered]) -> bool:

@@ -49,11 +49,12 @@ class Notifications:
         return [first, *(entry for entry in more if entry is not None)]
 
     def settle(self, entries: Iterable[bytes], bad: Iterable[tuple[bytes, str]] = ()) -> None:
-        """The entries are dealt with; `bad` ones (with the reason) are kept for a look."""
+        """The entries are dealt with; `bad` ones of them (with the reason) are kept for a look."""
         keys = self._keys
         commands: list[tuple[Any, ...]] = [
             ("LREM", keys.processing, -1, entry) for entry in entries
         ]
+        commands.append(("HINCRBY", keys.counters, "notify_moved", len(commands)))
         for entry, reason in bad:
             shown = entry[:_SHOWN_BYTES].decode(errors="backslashreplace")
             kept = {"reason": reason, "entry": shown, "size_bytes": len(entry)}

@@ -410,7 +410,8 @@ def _come_up(
             if found.pid == process.pid:
                 return found
     said = lake.log_path("up").read_text(errors="replace").strip()
-    raise Unavailable(f"the bus did not come up: {said[-2000:]}", where=str(lake.root))
+    hint = f"What each process said lies in {lake.logs}."
+    raise Unavailable(f"the bus did not come up: {said[-2000:]}", where=str(lake.root), hint=hint)
 
 
 @contextmanager

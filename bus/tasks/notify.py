@@ -150,7 +150,6 @@ class Pump:
                 log.warning("notification_refused", reason=str(error))
         self._ring_ingest(list(jobs))
         notifications.settle(entries, bad)
-        here.broker().count("notify_moved", len(entries) - len(bad))
 
     def _ring_ingest(self, jobs: list[str]) -> None:
         """A message for each job, but no more than workers will need to take all that waits."""

@@ -8,10 +8,12 @@ import signal
 import stat
 import subprocess
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
 
+from bus import disk
 from bus.disk import CRASH_POINTS
 from bus.hashing import file_hash
 from bus.intake import Intake, clean, due
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
     from bus.lake import Lake
 
-POINTS = [name for name in CRASH_POINTS if name.startswith(("claim.", "validate.", "store.", "verdict."))]
+POINTS = [
+    name for name in CRASH_POINTS if name.startswith(("claim.", "validate.", "store.", "verdict."))
+]
 JOBS = ["good-1", "good-2", "bad"]
 
 DRAIN = """
@@ -51,6 +55,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def drain_and_die(lake: Lake, point: str) -> None:
+    """A whole process of its own, killed at `point`, as its environment says."""
     run = subprocess.run(
         [sys.executable, "-c", DRAIN, str(lake.root)],
         env=os.environ | {"BUS_CRASH_AT": point},
@@ -60,6 +65,18 @@ def drain_and_die(lake: Lake, point: str) -> None:
         check=False,
     )
     assert run.returncode == -signal.SIGKILL, (point, run.stdout, run.stderr)
+
+
+def fork_and_die(lake: Lake, point: str, nth: int = 1) -> int:
+    """The same in a fork, which starts fifty times as fast; how it ended."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the runner has threads, they idle
+        child = os.fork()
+    if child == 0:
+        disk._crash_at, disk._crash_countdown = point, nth
+        drain(lake)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def drain(lake: Lake) -> list[str]:
@@ -99,25 +116,31 @@ def test_the_points_are_all_there() -> None:
     ]
 
 
-@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_at_any_point_is_made_good_by_the_next_drain(
-    point: str, nth: int, lake: Lake
-) -> None:
-    if nth == 2 and point in {"validate.done", "store.done", "verdict.written"}:
-        put_more_than_a_group(lake)
-    drain_and_die(lake, f"{point}:{nth}")
+def test_a_kill_at_any_point_is_made_good_by_the_next_drain(point: str, lake: Lake) -> None:
+    drain_and_die(lake, point)
 
-    if any(places_of(lake, job) != ["ready"] for job in JOBS):
-        assert set(due(lake).ingest) >= {j for j in JOBS if places_of(lake, j) != ["ready"]}
+    unfinished = {job for job in JOBS if places_of(lake, job) != ["ready"]}
+    assert set(due(lake).ingest) == unfinished
     drain(lake)
 
-    if nth == 1:
-        assert_all_in_order(lake)
+    assert_all_in_order(lake)
     assert drain(lake) == []
     clean(lake)
     assert list(lake.claims.iterdir()) == []
     assert list(lake.work.iterdir()) == list(lake.inbox.iterdir()) == []
+
+
+@pytest.mark.parametrize("nth", [2, 3])
+@pytest.mark.parametrize(
+    "point", ["claim.locked", "claim.renamed", "store.linked", "verdict.ready"]
+)
+def test_a_kill_in_the_middle_of_a_group_is_made_good_too(point: str, nth: int, lake: Lake) -> None:
+    assert fork_and_die(lake, point, nth) == -signal.SIGKILL
+
+    drain(lake)
+
+    assert_all_in_order(lake)
 
 
 def put_more_than_a_group(lake: Lake) -> None:
@@ -126,7 +149,7 @@ def put_more_than_a_group(lake: Lake) -> None:
 
 
 def test_a_verdict_that_was_durable_before_the_kill_is_the_one_that_stays(lake: Lake) -> None:
-    drain_and_die(lake, "verdict.written")
+    fork_and_die(lake, "verdict.written")
     before = {job: (lake.work / job / VERDICT).read_bytes() for job in JOBS}
 
     drain(lake)
@@ -135,15 +158,8 @@ def test_a_verdict_that_was_durable_before_the_kill_is_the_one_that_stays(lake: 
 
 
 def test_killed_again_and_again_each_job_still_ends_once(lake: Lake) -> None:
-    for point in POINTS:
-        run = subprocess.run(
-            [sys.executable, "-c", DRAIN, str(lake.root)],
-            env=os.environ | {"BUS_CRASH_AT": point},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        assert run.returncode in {0, -signal.SIGKILL}
+    for point in POINTS * 2:
+        assert fork_and_die(lake, point) in {0, -signal.SIGKILL}
     drain(lake)
 
     assert_all_in_order(lake)
@@ -152,7 +168,7 @@ def test_killed_again_and_again_each_job_still_ends_once(lake: Lake) -> None:
 def test_a_forged_verdict_is_not_believed_after_a_kill(lake: Lake) -> None:
     forged = json.dumps({"verdict_id": "x", "job_id": "bad", "accepted": True, "judged_at_utc": ""})
     (lake.inbox / "bad" / VERDICT).write_text(forged)
-    drain_and_die(lake, "claim.renamed:3")
+    assert fork_and_die(lake, "claim.renamed", 3) == -signal.SIGKILL
 
     drain(lake)
 

@@ -67,7 +67,10 @@ BROKEN_TEXTS: dict[str, tuple[bytes, str]] = {
     "a list": (b"[1]", "E103"),
     "null": (b"null", "E103"),
     "over 1 MiB": (text_of("job").encode() + b" " * (1 << 20), "E107"),
-    "depth 17": (text_of("job").replace('"version": 1', '"meta": ' + "[" * 17 + "]" * 17).encode(), "E107"),
+    "depth 17": (
+        text_of("job").replace('"version": 1', '"meta": ' + "[" * 17 + "]" * 17).encode(),
+        "E107",
+    ),
     "depth 100,000": (b"[" * 100_000 + b"]" * 100_000, "E107"),
     "string over 4 KiB": (text_of("job", meta={"x": "x" * 4097}).encode(), "E107"),
 }
@@ -122,10 +125,18 @@ BAD_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {
     "producer with a slash": (_job(producer="a/b"), "E104", "producer"),
     "run_id of 300 characters": (_job(run_id="r" * 300), "E104", "run_id"),
     "kind empty": (_job(kind=""), "E104", "kind"),
-    "artifact_id with a newline": (_artifact(artifact_id="a\n"), "E104", "artifacts[0].artifact_id"),
+    "artifact_id with a newline": (
+        _artifact(artifact_id="a\n"),
+        "E104",
+        "artifacts[0].artifact_id",
+    ),
     "kind of an artifact with a space": (_artifact(kind="a b"), "E104", "artifacts[0].kind"),
     "control character in a tag": (_artifact(tags={"k": "a\x07"}), "E103", "artifacts[0].tags"),
-    "logical_key over 1 KiB": (_artifact(logical_key="k" * 1025), "E103", "artifacts[0].logical_key"),
+    "logical_key over 1 KiB": (
+        _artifact(logical_key="k" * 1025),
+        "E103",
+        "artifacts[0].logical_key",
+    ),
     "job_id of another directory": (_job(job_id="other"), "E106", "job_id"),
     "nothing to do": (_job(artifacts=[]), "E111", MANIFEST),
     "1,001 artifacts": (_many, "E107", "artifacts"),
@@ -157,7 +168,9 @@ def test_every_problem_of_every_artifact_is_reported_at_once(lake: Lake, intake:
     manifest = manifest_of("job", relpaths, job_id="other")
     manifest["artifacts"][0]["rows"] = 7
     manifest["artifacts"][2]["format"] = "csv"
-    put_job(lake, "job", {"a0.parquet": small_table(), "a2.parquet": small_table()}, manifest=manifest)
+    put_job(
+        lake, "job", {"a0.parquet": small_table(), "a2.parquet": small_table()}, manifest=manifest
+    )
 
     assert sorted(codes(judged(intake, lake, "job"))) == ["E106", "E108", "E110", "E301", "E305"]
 
@@ -227,7 +240,12 @@ def test_a_plain_relpath_is_taken(relpath: str, lake: Lake, intake: Intake) -> N
 def test_two_artifacts_of_one_relpath_are_refused(
     first: str, second: str, lake: Lake, intake: Intake
 ) -> None:
-    put_job(lake, "job", {first: small_table(), second: small_table()}, manifest=manifest_of("job", [first, second]))
+    put_job(
+        lake,
+        "job",
+        {first: small_table(), second: small_table()},
+        manifest=manifest_of("job", [first, second]),
+    )
 
     verdict = judged(intake, lake, "job")
 
@@ -239,7 +257,9 @@ def test_two_artifacts_of_one_name_are_refused(lake: Lake, intake: Intake) -> No
     manifest = manifest_of("job", ["x.parquet", "y.parquet"])
     manifest["artifacts"][0]["artifact_id"] = "Table"
     manifest["artifacts"][1]["artifact_id"] = "table"
-    put_job(lake, "job", {"x.parquet": small_table(), "y.parquet": small_table()}, manifest=manifest)
+    put_job(
+        lake, "job", {"x.parquet": small_table(), "y.parquet": small_table()}, manifest=manifest
+    )
 
     assert codes(judged(intake, lake, "job")) == ["E109"]
 
@@ -283,7 +303,11 @@ def test_files_that_nobody_listed_are_kept_and_named(lake: Lake, intake: Intake)
 
 
 def test_a_time_of_creation_in_the_future_is_a_warning(lake: Lake, intake: Intake) -> None:
-    put_job(lake, "job", manifest=manifest_of("job", ["a0.parquet"], created_at_utc="2999-01-01T00:00:00Z"))
+    put_job(
+        lake,
+        "job",
+        manifest=manifest_of("job", ["a0.parquet"], created_at_utc="2999-01-01T00:00:00Z"),
+    )
 
     verdict = judged(intake, lake, "job")
 
@@ -452,7 +476,9 @@ def test_naughty_strings_are_bad_ids_or_inert_ones(lake: Lake, intake: Intake) -
     lists = list((REAL_DATA / "json" / "blns").glob("*.json"))
     strings = [s for path in lists for s in json.loads(path.read_text()) if isinstance(s, str)]
     assert len(strings) > 400
-    manifests = [manifest_of(f"n{i}", ["a0.parquet"], run_id=s[:4000]) for i, s in enumerate(strings)]
+    manifests = [
+        manifest_of(f"n{i}", ["a0.parquet"], run_id=s[:4000]) for i, s in enumerate(strings)
+    ]
     for i, manifest in enumerate(manifests):
         put_job(lake, f"n{i}", {}, manifest=manifest)
 
@@ -461,5 +487,7 @@ def test_naughty_strings_are_bad_ids_or_inert_ones(lake: Lake, intake: Intake) -
     assert len(result.judged) == len(strings)
     for i, string in enumerate(strings):
         found = codes(verdict_of(lake, f"n{i}"))
-        inert = string.isascii() and string[:1].isalnum() and not set(string) & set("/\\ \"'<>;$`&|\n")
+        inert = (
+            string.isascii() and string[:1].isalnum() and not set(string) & set("/\\ \"'<>;$`&|\n")
+        )
         assert "E104" in found or inert, string

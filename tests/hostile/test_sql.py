@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -18,18 +17,19 @@ import pytest
 
 from bus.catalog import Catalog, connect_snapshot, select
 from bus.errors import Code, Refused
+from bus.settings import Settings
 from bus.snapshot import MAX_QUERY_CHARACTERS, read
 from bus.specs import Registry
 from tests.history import History
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from bus.lake import Lake
 
 
 @pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "secret.txt").write_text("root:x:0:0")
     (folder / "secret.csv").write_text("a,b\n1,2\n")
@@ -37,13 +37,15 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
     duckdb.connect(str(folder / "other.duckdb")).execute("CREATE TABLE t(i INT)").close()
     history = History(folder / "lake")
     history.commit_tables("things", pa.table({"n": [1, 2, 3]}))
-    catalog = Catalog.open(history.lake, None, Registry.built_in(), history.manifest)
+    catalog = Catalog.open(
+        history.lake, Settings(lake=history.lake.root), Registry.built_in(), history.manifest
+    )
     catalog.catch_up(history.manifest)
     catalog.publish(lambda: True)
     catalog.close()
     history.manifest.close()
     (history.lake.exports / "link.parquet").symlink_to(folder / "secret.parquet")
-    yield history.lake
+    return history.lake
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
@@ -168,7 +170,7 @@ def test_the_connection_alone_refuses_it(attempt: str, lake: Lake) -> None:
 def test_a_glob_outside_shows_no_name(lake: Lake) -> None:
     with connect_snapshot(lake) as db:
         try:
-            found = db.execute(f"SELECT * FROM glob('{lake.root.parent}/*')").fetchall()
+            found = db.execute("SELECT * FROM glob(?)", [f"{lake.root.parent}/*"]).fetchall()
         except duckdb.Error:
             found = []
     assert found == []
@@ -258,12 +260,13 @@ def test_a_query_may_not_be_endless_itself(lake: Lake) -> None:
         select(lake, None, "SELECT " + "(" * 3000 + "1" + ")" * 3000, timeout_s=20)
 
 
+_ID = "8ece08f4-9b98-5f2e-8eb5-0c8644b32835"
 VALUES: dict[str, tuple[str, Any]] = {
     "a sum": ("SELECT sum(n) FROM canon.things", 6),
     "beyond 64 bits": ("SELECT 170141183460469231731687303715884105727::HUGEINT", 2**127 - 1),
     "an instant": ("SELECT epoch_ms(ingested_at) FROM catalog.artifacts_f", 1767852000000),
     "nanoseconds": ("SELECT year('2026-01-01 00:00:00.000000001'::TIMESTAMP_NS)", 2026),
-    "an id": ("SELECT '8ece08f4-9b98-5f2e-8eb5-0c8644b32835'::UUID::VARCHAR[1:4]", "8ece"),
+    "an id": ("SELECT ('8ece08f4-9b98-5f2e-8eb5-0c8644b32835'::UUID)::VARCHAR", _ID),
     "NULL": ("SELECT NULL", None),
 }
 

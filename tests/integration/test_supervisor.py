@@ -129,6 +129,8 @@ def flower_wants_its_password(there: Endpoint) -> None:
     wait_until(lambda: status_of(url, known) == 200, 30, what="Flower answers")
     assert status_of(url, {}) == 401
     assert status_of(f"{url}api/workers", {}) == 401
+    # It turns events on by itself, and sees what the processes do.
+    wait_until(lambda: b"bus.commit_ready" in body_of(f"{url}tasks", known), what="it sees tasks")
 
 
 def status_of(url: str, headers: dict[str, str]) -> int:

@@ -16,7 +16,9 @@ from bus.column_stats import ColumnStats
 from bus.hashing import ContentHasher, HashPlan
 
 
-def stats(table: pa.Table, *, rows: int = 100, plan: HashPlan | None = None) -> list[dict[str, Any]]:
+def stats(
+    table: pa.Table, *, rows: int = 100, plan: HashPlan | None = None
+) -> list[dict[str, Any]]:
     """Statistics of a table in batches of `rows`; with a plan, sharing the work of the hash."""
     found = ColumnStats(table.schema)
     hasher = ContentHasher(table.schema, plan) if plan is not None else None
@@ -150,7 +152,9 @@ def _json(value: Any) -> Any:
 
 
 def test_a_column_cast_for_its_hash_is_described_as_the_file_holds_it() -> None:
-    table = pa.table({"t": pa.array([0, 1500], pa.timestamp("ms")), "n": pa.array([1, 2], pa.int8())})
+    table = pa.table(
+        {"t": pa.array([0, 1500], pa.timestamp("ms")), "n": pa.array([1, 2], pa.int8())}
+    )
     plan = HashPlan({"t": pa.timestamp("us", "UTC"), "n": pa.float64()})
     assert stats(table, plan=plan) == stats(table)
     assert stats(table)[0]["max"] == "1970-01-01T00:00:01.500"

@@ -103,7 +103,22 @@ def test_an_unknown_field_names_its_nearest_neighbour(field: str, known: str) ->
 
 @pytest.mark.parametrize(
     "bad",
-    ["", ".x", "-x", "a/b", "a\\b", "a b", "a\n", "ä", "x" * 129, "a\0b", "~a", "😀", "..", "a\r\n"],
+    [
+        "",
+        ".x",
+        "-x",
+        "a/b",
+        "a\\b",
+        "a b",
+        "a\n",
+        "ä",
+        "x" * 129,
+        "a\0b",
+        "~a",
+        "😀",
+        "..",
+        "a\r\n",
+    ],
 )
 @pytest.mark.parametrize("field", ["job_id", "run_id", "producer", "kind"])
 def test_an_identifier_that_could_be_a_path_or_a_trick_is_e104(field: str, bad: str) -> None:
@@ -229,7 +244,10 @@ def test_an_artifact_id_is_the_same_on_every_machine() -> None:
 _PART = st.text(st.sampled_from('ab",[]\\1 ä'), max_size=4)
 
 
-@given(st.tuples(_PART, st.integers(1, 3), _PART, _PART), st.tuples(_PART, st.integers(1, 3), _PART, _PART))
+@given(
+    st.tuples(_PART, st.integers(1, 3), _PART, _PART),
+    st.tuples(_PART, st.integers(1, 3), _PART, _PART),
+)
 def test_two_identities_share_an_id_only_if_they_are_one(
     first: tuple[str, int, str, str], second: tuple[str, int, str, str]
 ) -> None:
@@ -237,7 +255,10 @@ def test_two_identities_share_an_id_only_if_they_are_one(
 
 
 def test_canonical_json_does_not_depend_on_order() -> None:
-    assert canonical_json({"b": 1, "a": {"d": "ä", "c": None}}) == b'{"a":{"c":null,"d":"\xc3\xa4"},"b":1}'
+    assert (
+        canonical_json({"b": 1, "a": {"d": "ä", "c": None}})
+        == b'{"a":{"c":null,"d":"\xc3\xa4"},"b":1}'
+    )
 
 
 # ── what the bus itself writes ───────────────────────────────────────────────────────────────────
@@ -282,5 +303,8 @@ def test_times_are_written_in_utc_with_microseconds() -> None:
 
 
 def test_a_job_moves_between_states_only_as_the_table_says() -> None:
-    assert {move[0] for move in TRANSITIONS} == set(JobState) - {JobState.COMMITTED, JobState.UNKNOWN}
+    assert {move[0] for move in TRANSITIONS} == set(JobState) - {
+        JobState.COMMITTED,
+        JobState.UNKNOWN,
+    }
     assert all(JobState.UNKNOWN not in move for move in TRANSITIONS)

@@ -164,7 +164,11 @@ def test_both_ways_of_reading_give_the_same_content_hash(
 ) -> None:
     path = put(mixed(3000), row_group_size=1000)
     at_once = content_hash(read(path))
-    for name, value in {"_SMALL_FILE_BYTES": 0, "_SMALL_TABLE_BYTES": -1, "_BATCH_BYTES": 900}.items():
+    for name, value in {
+        "_SMALL_FILE_BYTES": 0,
+        "_SMALL_TABLE_BYTES": -1,
+        "_BATCH_BYTES": 900,
+    }.items():
         monkeypatch.setattr(source_module, name, value)
     with opened(path) as source:
         sizes = {batch.num_rows for batch in source.batches()}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from bus import disk, table as table_module, validation
+from bus import disk, intake as intake_module, table as table_module, validation
 from bus.attempt import AttemptEndedError, Limits
 from bus.claims import MAX_ENDS, Record, claim_path
 from bus.contract import Check, Spec
@@ -65,13 +66,17 @@ def registry() -> Registry:
 
 def ticks(rows: int = 3, **columns: Any) -> pa.Table:
     made = {
-        "ts": pa.array([START + timedelta(seconds=i) for i in range(rows)], pa.timestamp("ms", "UTC")),
+        "ts": pa.array(
+            [START + timedelta(seconds=i) for i in range(rows)], pa.timestamp("ms", "UTC")
+        ),
         "price": pa.array([1.0 + i for i in range(rows)]),
     }
     return pa.table(made | columns)
 
 
-def judge_job(lake: Lake, table: pa.Table | bytes, settings: Settings | None = None, **entry: Any) -> Verdict:
+def judge_job(
+    lake: Lake, table: pa.Table | bytes, settings: Settings | None = None, **entry: Any
+) -> Verdict:
     """The verdict on a job with one artifact."""
     manifest = manifest_of("job", ["a.parquet"])
     manifest["artifacts"][0].update(entry)
@@ -116,7 +121,9 @@ def test_the_facts_of_a_table_under_a_contract(lake: Lake) -> None:
         "2026-01-08T00:00:00.000000Z",
         "2026-01-08T00:00:02.000000Z",
     )
-    assert facts.content_hash == facts_of(lake_of(lake, "other"), ticks(), kind="ticks").content_hash
+    assert (
+        facts.content_hash == facts_of(lake_of(lake, "other"), ticks(), kind="ticks").content_hash
+    )
     assert facts.logical_key == "token=X"
 
 
@@ -330,7 +337,9 @@ def test_three_ends_that_a_parent_saw_are_a_rejection_and_good_jobs_go_on(
 
     monkeypatch.setattr(TablePass, "run", in_a_child)
     monkeypatch.setattr(
-        validation, "limits_for", lambda *_: Limits(256 << 20, 0.3 if case == "hang" else 30.0, 1 << 30)
+        validation,
+        "limits_for",
+        lambda *_: Limits(256 << 20, 0.3 if case == "hang" else 30.0, 1 << 30),
     )
     put_job(lake, "poison", {"a.parquet": NESTED})
     for attempt in range(1, MAX_ENDS):
@@ -352,29 +361,35 @@ def test_three_ends_that_a_parent_saw_are_a_rejection_and_good_jobs_go_on(
     assert list(lake.claims.iterdir()) == []
 
 
-DIE = """
-import os, sys
-from pathlib import Path
-from bus import intake
-from bus.lake import Lake
-from bus.settings import Settings
-from bus.specs import Registry
-intake.judge = lambda *_, **__: os.kill(os.getpid(), 9)
-root = Path(sys.argv[1])
-intake.Intake(Lake(root), Settings(lake=root), Registry.built_in()).drain()
-"""
-
-
-def test_deaths_of_the_whole_worker_never_count(lake: Lake) -> None:
+def test_deaths_of_the_whole_worker_never_count(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_job(lake, "job")
-    for _ in range(MAX_ENDS + 1):
-        if not (lake.work / "job").exists() or (lake.claims / "job").stat().st_size == 0:
-            run = subprocess.run([sys.executable, "-c", DIE, str(lake.root)], check=False)
-            if run.returncode == 0:
-                break  # a child judged it, as it should after a death
-            assert run.returncode == -signal.SIGKILL
 
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(intake_module, "judge", die)
+        patched.setattr(intake_module, "judge_in_child", die)
+        for _ in range(MAX_ENDS + 1):
+            assert exit_code_of_a_drain(lake) == -signal.SIGKILL
+            assert (lake.work / "job").is_dir()
+            assert Record.parse(claim_path(lake, "job").read_bytes()).ends == []
+
+    assert exit_code_of_a_drain(lake) == 0
     assert codes(verdict_of(lake, "job")) == []
+
+
+def exit_code_of_a_drain(lake: Lake) -> int:
+    """A drain in a fork of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the runner has threads, they idle
+        child = os.fork()
+    if child == 0:
+        Intake(lake, Settings(lake=lake.root), registry()).drain()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_job_dropped_by_a_death_is_judged_in_a_child(

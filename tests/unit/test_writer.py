@@ -428,9 +428,7 @@ def old_schema(pipe: Pipeline) -> None:
         manifest._db.execute("UPDATE meta SET value = 0 WHERE key = 'schema_version'")
 
 
-@pytest.mark.parametrize(
-    "harm", [remove_manifest, overwrite_manifest, alien_manifest, old_schema]
-)
+@pytest.mark.parametrize("harm", [remove_manifest, overwrite_manifest, alien_manifest, old_schema])
 def test_a_manifest_that_is_gone_or_wrong_is_made_again_at_the_start(
     tmp_path: Path, harm: Any
 ) -> None:
