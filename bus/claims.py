@@ -12,12 +12,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from bus import disk
 from bus.submission import is_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bus import disk
     from bus.lake import Lake
     from bus.submission import Submission
 

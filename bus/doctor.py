@@ -219,7 +219,7 @@ def _redis(lake: Lake, settings: Settings) -> Finding:
     return Finding("redis", "ok", saw)
 
 
-def _inbox(lake: Lake, _: Settings) -> Finding:
+def _job_directories(lake: Lake, _: Settings) -> Finding:
     """Entries that no worker will ever take: files, links, directories without COMMIT."""
     stray: list[str] = []
     unfinished = 0
@@ -233,11 +233,11 @@ def _inbox(lake: Lake, _: Settings) -> Finding:
     if stray:
         shown = ", ".join(sorted(stray)[:_STRAY_SHOWN])
         hint = "A job is a directory with manifest.json, Parquet files and COMMIT; move these away."
-        return Finding("inbox", "odd", f"{len(stray)} entries are no jobs: {shown}", hint)
+        return Finding("job directories", "odd", f"{len(stray)} entries are no jobs: {shown}", hint)
     if unfinished:
         hint = f"Whoever writes them creates {COMMIT} last; without it nothing is read."
-        return Finding("inbox", "odd", f"{unfinished} directories without {COMMIT}", hint)
-    return Finding("inbox", "ok", "holds nothing but jobs")
+        return Finding("job directories", "odd", f"{unfinished} directories without {COMMIT}", hint)
+    return Finding("job directories", "ok", "holds nothing but jobs")
 
 
 _CHECKS: tuple[Callable[[Lake, Settings], Finding], ...] = (
@@ -250,5 +250,5 @@ _CHECKS: tuple[Callable[[Lake, Settings], Finding], ...] = (
     _room,
     _clock,
     _redis,
-    _inbox,
+    _job_directories,
 )

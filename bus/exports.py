@@ -340,7 +340,9 @@ def _published(lake: Lake, export: BuiltExport, before: dict[str, Any]) -> dict[
     if export.unchanged or (is_there and export.path is None):
         return common | kept | done
     disk.crash_point("export.built")
-    disk.publish_file(Path(str(export.path)), final)
+    temporary = Path(str(export.path))
+    if temporary.exists() or not final.exists():  # else it was renamed just before a crash
+        disk.publish_file(temporary, final)
     written = {"rows": export.rows, "fingerprint": export.fingerprint}
     return common | written | done | {"written_at_utc": iso(utc_now())}
 

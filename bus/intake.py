@@ -203,7 +203,7 @@ class _Drain:
         return claim
 
     def _resume(self, claim: Claim) -> bool:
-        """A job that lies in work/ already: how did its last holder leave it?"""
+        """A job that lies in work/ already; its record tells how its last holder left it."""
         claim.record = Record.parse(claim.lock.read())
         claim.dropped = not claim.record.explained and not (claim.path / VERDICT).exists()
         return True
@@ -243,7 +243,6 @@ class _Drain:
             for claim in group:
                 with self._alone(claim.name, claim):
                     judged.append((claim, self._judge(claim)))
-            disk.crash_point("validate.done")
             self._conclude(judged)
         finally:
             self._put_down(group)
@@ -296,6 +295,7 @@ class _Drain:
 
     def _conclude(self, judged: list[tuple[Claim, Judgement]]) -> None:
         """Objects of all jobs, durable; then all verdicts, durable; then on to ready/."""
+        disk.crash_point("validate.done")
         shelf = Shelf(self._lake)
         judged = self._each(judged, lambda claim, j: shelf.sync_files(claim.path, j.files))
         judged = self._each(judged, lambda claim, j: shelf.link(claim.path, j.files))
@@ -460,8 +460,7 @@ def _committed(lake: Lake) -> Iterator[tuple[float, str]]:
     for name in os.listdir(lake.inbox):
         if not name.startswith("."):
             with suppress(OSError):
-                seen = os.stat(f"{lake.inbox}/{name}/{COMMIT}", follow_symlinks=False)
-                yield seen.st_ctime, name
+                yield os.lstat(f"{lake.inbox}/{name}/{COMMIT}").st_ctime, name
 
 
 def _dropped(lake: Lake) -> Iterator[tuple[float, str]]:

@@ -154,7 +154,8 @@ def _table_difference(table: str, live: Manifest, rebuilt: Manifest) -> str | No
     sql = f"SELECT * FROM {table} ORDER BY {order}"  # noqa: S608 - likewise
     extra: set[Row] = set()
     missing: set[Row] = set()
-    for ours, theirs in zip_longest(live.chunks(sql), rebuilt.chunks(sql), fillvalue=[]):
+    none: list[Row] = []
+    for ours, theirs in zip_longest(live.chunks(sql), rebuilt.chunks(sql), fillvalue=none):
         if ours == theirs:
             continue
         # A row that is missing shifts all that follow: what cancels out is no difference.

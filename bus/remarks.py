@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bus.lake import COMMIT, MANIFEST, OLD, VERDICT
 from bus.model import utc_now
+from bus.submission import OUR_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,8 @@ _SHOWN = 10
 _MAX_ENTRIES = 10_000
 _OWN = {MANIFEST, COMMIT, VERDICT, OLD}
 _SECRET_KEY = re.compile(
-    r"passw(or)?d|secret|private_?key|api_?key|access_?key|auth_?token|access_?token|bearer", re.IGNORECASE
+    r"passw(or)?d|secret|private_?key|api_?key|access_?key|auth_?token|access_?token|bearer",
+    re.IGNORECASE,
 )
 #: A key id of a large cloud; a token in a URL; a PEM block. `token` alone is a coin here.
 _SECRET_TEXT = re.compile(r"AKIA[0-9A-Z]{16}|[?&](?:\w+_)?token=|-----BEGIN [A-Z ]*PRIVATE KEY")
@@ -35,7 +37,9 @@ def redacted(value: Any, place: str = "meta") -> tuple[Any, list[str]]:
     """`value` with every secret-looking part replaced, and where those were."""
     if isinstance(value, dict):
         parts = {k: _redacted_entry(k, v, f"{place}.{k}") for k, v in value.items()}
-        return {k: v for k, (v, _) in parts.items()}, [w for _, found in parts.values() for w in found]
+        return {k: v for k, (v, _) in parts.items()}, [
+            w for _, found in parts.values() for w in found
+        ]
     if isinstance(value, list):
         items = [redacted(v, f"{place}[{i}]") for i, v in enumerate(value)]
         return [v for v, _ in items], [w for _, found in items for w in found]
@@ -76,9 +80,14 @@ def _extra_files(directory_fd: int, listed: set[str]) -> list[str]:
         for entry, is_folder in entries:
             if is_folder and entry != OLD:
                 folders.append(entry)
-            elif entry not in listed and entry not in _OWN:
+            elif entry not in listed and entry not in _OWN and not _is_ours(entry):
                 found.append(entry)
     return sorted(found)
+
+
+def _is_ours(entry: str) -> bool:
+    """Whether it is a temporary file of an attempt that a death cut short."""
+    return entry.rpartition("/")[2].startswith(OUR_PREFIX)
 
 
 def _entries(directory_fd: int, folder: str) -> Iterator[tuple[str, bool]]:

@@ -34,7 +34,8 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 #: Names that one of the systems we read from cannot store, with or without an extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _OURS = {MANIFEST.casefold(), COMMIT.casefold(), *(name.casefold() for name in OUR_NAMES)}
-_OUR_PREFIX = ".bus-"
+#: Names of our own making in a job directory.
+OUR_PREFIX = ".bus-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ def read_submission(directory_fd: int, name: str) -> Submission:
     state = _state_of_manifest(directory_fd)  # before it is read: what changes later shows
     data, found = read_document(directory_fd, MANIFEST, strict_json.MAX_SIZE_BYTES, Code.E101)
     problems += found
-    manifest, claims, sha256 = None, {}, None
+    manifest: JobManifest | None = None
+    claims: dict[str, str] = {}
+    sha256: str | None = None
     if data is not None:
         manifest, claims, found = _parse_manifest(data)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -238,6 +241,6 @@ def _component_fault(name: str) -> str | None:
         return "begins or ends with a space, or ends with a dot"
     if len(name.encode()) > MAX_COMPONENT_BYTES or not name.isprintable():
         return "is too long or holds a control character"
-    if _RESERVED.fullmatch(name) or name.casefold() in _OURS or name.startswith(_OUR_PREFIX):
+    if _RESERVED.fullmatch(name) or name.casefold() in _OURS or name.startswith(OUR_PREFIX):
         return "is a reserved name"
     return None

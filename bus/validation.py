@@ -344,7 +344,9 @@ class _Court:
         quiet_s = quiet_for_s(self._directory_fd)
         if quiet_s < self._settings.incomplete_after_s:
             raise NotYetError(_STILL_OPEN_S)
-        message = f"some program has it open for writing, and has changed nothing for {quiet_s:.0f} s"
+        message = (
+            f"some program has it open for writing, and has changed nothing for {quiet_s:.0f} s"
+        )
         raise Rejected(message, code=Code.E316, where=relpath)
 
     def _is_our_object(self, fd: int) -> bool:

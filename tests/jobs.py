@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +15,12 @@ from bus.model import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from bus.intake import Intake
 
 #: What a file of a job may be given as: a table, its bytes, or nothing at all (listed, not there).
-Content = pa.Table | bytes | None
+Content: TypeAlias = pa.Table | bytes | None
 
 
 def new_lake(path: Path) -> Lake:

@@ -231,8 +231,7 @@ def _progress() -> Callable[[str, int, int], None]:
 
 def _verified(report: Report) -> Iterable[Part]:
     yield from map(_finding, report.findings)
-    names = ("level", "seq", "jobs", "artifacts", "objects", "hashed_bytes", "seconds")
-    yield Facts("verified", {name: getattr(report, name) for name in names})
+    yield Facts("verified", {k: v for k, v in report.as_dict().items() if k != "findings"})
     if report.findings:
         yield Line(f"{len(report.findings)} findings", "bad")
     else:

@@ -45,6 +45,12 @@ def intake(lake: Lake) -> Intake:
     return Intake(lake, settings, Registry.built_in())
 
 
+@pytest.fixture
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of jobs, and durability is not what they are about."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 def text_of(job_id: str, **fields: Any) -> str:
     return json.dumps(manifest_of(job_id, ["a0.parquet"], **fields))
 
@@ -436,9 +442,7 @@ def test_names_with_a_dot_are_nobodys_business(lake: Lake, intake: Intake) -> No
 
 
 @pytest.mark.parametrize("name", ["../work/x", "/etc", "", "a\0b", ".", ".."])
-def test_a_bell_for_something_that_is_no_name_touches_nothing(
-    name: str, lake: Lake, intake: Intake
-) -> None:
+def test_a_bell_for_something_that_is_no_name_touches_nothing(name: str, intake: Intake) -> None:
     assert intake.drain(name).judged == []
 
 
@@ -446,6 +450,7 @@ def test_a_bell_for_something_that_is_no_name_touches_nothing(
 
 
 @pytest.mark.needs_data
+@pytest.mark.usefixtures("no_sync")
 def test_the_json_corpus_as_manifests_ends_in_verdicts_that_name_the_text(
     lake: Lake, intake: Intake
 ) -> None:
@@ -472,6 +477,7 @@ def test_the_json_corpus_as_manifests_ends_in_verdicts_that_name_the_text(
 
 
 @pytest.mark.needs_data
+@pytest.mark.usefixtures("no_sync")
 def test_naughty_strings_are_bad_ids_or_inert_ones(lake: Lake, intake: Intake) -> None:
     lists = list((REAL_DATA / "json" / "blns").glob("*.json"))
     strings = [s for path in lists for s in json.loads(path.read_text()) if isinstance(s, str)]

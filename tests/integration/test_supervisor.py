@@ -89,7 +89,7 @@ def test_a_bus_comes_up_serves_refuses_a_second_and_ends_with_code_0(settings: S
         assert ready_s < 15.0  # about 2 s on two idle cores
 
         no_password_on_a_command_line(bus, there)
-        flower_wants_its_password(there)
+        flower_wants_its_password(there, bus)
 
         second = subprocess.run(
             [sys.executable, "-m", "bus.supervisor", "up"],
@@ -120,7 +120,7 @@ def no_password_on_a_command_line(bus: Bus, there: Endpoint) -> None:
     assert there.flower["password"] not in commands
 
 
-def flower_wants_its_password(there: Endpoint) -> None:
+def flower_wants_its_password(there: Endpoint, bus: Bus) -> None:
     assert there.flower is not None
     url = there.flower["url"]
     assert url.startswith("http://127.0.0.1:")
@@ -129,8 +129,19 @@ def flower_wants_its_password(there: Endpoint) -> None:
     wait_until(lambda: status_of(url, known) == 200, 30, what="Flower answers")
     assert status_of(url, {}) == 401
     assert status_of(f"{url}api/workers", {}) == 401
+
     # It turns events on by itself, and sees what the processes do.
-    wait_until(lambda: b"bus.commit_ready" in body_of(f"{url}tasks", known), what="it sees tasks")
+    def seen() -> bytes:
+        submit(bus)
+        return body_of(f"{url}api/tasks", known)
+
+    wait_until(lambda: b"bus.commit_ready" in seen(), what="it sees tasks")
+
+
+def body_of(url: str, headers: dict[str, str]) -> bytes:
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - our own Flower
+    with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 - likewise
+        return bytes(response.read())
 
 
 def status_of(url: str, headers: dict[str, str]) -> int:

@@ -28,6 +28,11 @@ def how_it_ends(work: Callable[[Callable[[str], None]], bytes], limits: Limits =
     return str(caught.value)
 
 
+def _sleep(_: Callable[[str], None]) -> bytes:
+    time.sleep(60)
+    return b""
+
+
 def test_what_the_child_returns_comes_back() -> None:
     answer = run_limited(lambda _: json.dumps({"pid": os.getpid()}).encode(), ROOMY)
 
@@ -66,7 +71,7 @@ def test_a_hang_ends_at_the_wall_limit() -> None:
     started_s = time.monotonic()
     limits = Limits(memory_bytes=512 << 20, wall_s=0.2, file_bytes=0)
 
-    assert how_it_ends(lambda _: time.sleep(60) or b"", limits) == "the wall limit of 0 s"
+    assert how_it_ends(_sleep, limits) == "the wall limit of 0 s"
     assert time.monotonic() - started_s < 10
 
 
@@ -120,7 +125,7 @@ def test_an_interrupted_parent_takes_the_child_with_it() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_limited(lambda _: time.sleep(60) or b"", ROOMY)
+            run_limited(_sleep, ROOMY)
     finally:
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(ChildProcessError):

@@ -34,7 +34,7 @@ def test_this_machine_is_fit_and_a_missing_lake_is_made(lake: Lake) -> None:
     assert [f for f in found.values() if f.grade == "bad"] == []
     assert set(found) == {
         *("versions", "file system", "link and rename", "locks", "fsync", "permissions", "room"),
-        *("clock", "redis", "inbox"),
+        *("clock", "redis", "job directories"),
     }
     assert lake.inbox.is_dir()
 
@@ -59,11 +59,11 @@ def put_job_without_commit(lake: Lake) -> None:
 def test_strangers_in_the_inbox_are_named(lake: Lake) -> None:
     lake.create()
     put_job(lake, "fine")
-    assert examined(lake)["inbox"].grade == "ok"
+    assert examined(lake)["job directories"].grade == "ok"
     put_job_without_commit(lake)
-    assert "1 directories without COMMIT" in examined(lake)["inbox"].saw
+    assert "1 directories without COMMIT" in examined(lake)["job directories"].saw
     (lake.inbox / "notes.txt").touch()
-    assert "1 entries are no jobs: notes.txt" in examined(lake)["inbox"].saw
+    assert "1 entries are no jobs: notes.txt" in examined(lake)["job directories"].saw
 
 
 def test_a_network_file_system_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bus import disk, intake as intake_module, objects
+from bus import disk, validation
 from bus.claims import Record, claim_path
 from bus.hashing import file_hash
 from bus.intake import GROUP_JOBS, Intake, clean, due
@@ -20,7 +21,7 @@ from bus.objects import SyncError
 from bus.settings import Settings
 from bus.specs import Registry
 from bus.staging import Staging
-from tests.jobs import codes, commit, new_lake, put_job, small_table, verdict_of
+from tests.jobs import codes, commit, manifest_of, new_lake, put_job, small_table, verdict_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,8 +106,6 @@ def test_a_drain_that_used_its_time_says_that_there_is_more(lake: Lake, intake: 
 
 
 def test_a_job_with_only_mutations_is_judged_too(lake: Lake, intake: Intake) -> None:
-    from tests.jobs import manifest_of  # noqa: PLC0415
-
     mutations = [{"op": "tag", "target": "x", "tags": {"k": "v"}}]
     put_job(lake, "job", {}, manifest=manifest_of("job", [], artifacts=[], mutations=mutations))
 
@@ -275,7 +274,7 @@ def test_a_file_that_changes_between_judgement_and_store_is_judged_again(
     lake: Lake, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_job(lake, "job")
-    judge = intake_module.judge
+    judge = validation.judge
 
     def judge_then_change(path: Path, *rest: Any, **named: Any) -> Any:
         judgement = judge(path, *rest, **named)
@@ -284,7 +283,7 @@ def test_a_file_that_changes_between_judgement_and_store_is_judged_again(
         return judgement
 
     with monkeypatch.context() as patched:
-        patched.setattr(intake_module, "judge", judge_then_change)
+        patched.setattr("bus.intake.judge", judge_then_change)
         result = intake.drain("job")
     assert result.judged == []
     assert result.later["job"] > 0
@@ -301,13 +300,32 @@ def test_syncs_are_shared_by_a_group(
     put_job(lake, "many", files)
     synced: list[str] = []
     sync_dir = disk.sync_dir
-    monkeypatch.setattr(disk, "sync_dir", lambda path: (synced.append(str(path)), sync_dir(path)))
+
+    def note(path: Path | str) -> None:
+        synced.append(str(path))
+        sync_dir(path)
+
+    monkeypatch.setattr(disk, "sync_dir", note)
 
     intake.drain()
 
     assert len(synced) == len(set(synced)), "each directory once"
     prefixes = {path.parent for path in lake.all_objects()}
     assert set(synced) == {str(p) for p in prefixes} | {str(lake.objects), str(lake.work / "many")}
+
+
+def test_whoever_opens_a_file_while_we_hold_its_lease_does_not_end_us(tmp_path: Path) -> None:
+    # The kernel tells the holder of a lease by SIGIO that somebody wants to write: unasked, that
+    # signal ends a process.
+    (tmp_path / "file").write_bytes(b"x")
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        assert disk.try_read_lease(fd)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        with pytest.raises(BlockingIOError):
+            os.open(tmp_path / "file", os.O_WRONLY | os.O_NONBLOCK)
+    finally:
+        os.close(fd)
 
 
 # ── faults of ours ────────────────────────────────────────────────────────────────────────────
@@ -319,7 +337,7 @@ def test_a_fault_of_ours_rejects_nothing_and_stops_nobody_else(
 ) -> None:
     put_job(lake, "unlucky")
     put_job(lake, "lucky")
-    judge = intake_module.judge
+    judge = validation.judge
 
     def fail_once(path: Path, *rest: Any, **named: Any) -> Any:
         if path.name == "unlucky":
@@ -327,7 +345,7 @@ def test_a_fault_of_ours_rejects_nothing_and_stops_nobody_else(
         return judge(path, *rest, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(intake_module, "judge", fail_once)
+        patched.setattr("bus.intake.judge", fail_once)
         result = intake.drain("unlucky")
     assert result.judged == ["lucky"]
     assert os.strerror(number) in result.faults["unlucky"]
@@ -363,7 +381,7 @@ def test_a_failed_fsync_is_for_the_process_to_die_of(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(objects.disk, "sync_fd", broken)
+        patched.setattr(disk, "sync_fd", broken)
         with pytest.raises(SyncError):
             intake.drain()
 
@@ -381,9 +399,9 @@ def test_a_defect_of_ours_is_tried_again_elsewhere_and_named_in_the_end(
             raise KeyError("a defect")
         return real(path, *_, **__)
 
-    real = intake_module.judge
-    monkeypatch.setattr(intake_module, "judge", defect)
-    monkeypatch.setattr(intake_module, "judge_in_child", defect)
+    real = validation.judge
+    monkeypatch.setattr("bus.intake.judge", defect)
+    monkeypatch.setattr("bus.intake.judge_in_child", defect)
 
     first = intake.drain("odd")
     assert first.judged == ["good"]

@@ -1,0 +1,227 @@
+"""What every command has in common: exit codes, streams, JSON and text."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bus import cli
+from bus.cli import output
+from tests.said import Said
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.pipeline import Pipeline
+
+REPOSITORY = Path(__file__).parents[3]
+COMMANDS = {name: made for group in cli.COMMANDS.values() for name, made in group.items()}
+#: They run until they are stopped: tests/integration/test_cli_live.py starts them.
+PROCESSES = {"up", "worker", "writer", "pump", "beat", "flower", "demo"}
+
+
+ANSWERS: list[tuple[str, list[str], int]] = [
+    ("status", [], 0),
+    ("health", [], 1),
+    ("health", ["writer"], 1),
+    ("jobs", [], 0),
+    ("jobs", ["--state", "pending"], 0),
+    ("jobs", ["--run-id", "nobody"], 0),
+    ("rejected", [], 0),
+    ("rejected", ["broken"], 0),
+    ("rejected", ["job-1"], 1),
+    ("runs", [], 0),
+    ("show", ["job-1"], 0),
+    ("show", ["run-1"], 0),
+    ("show", ["run-1/alerts"], 0),
+    ("show", ["job:job-1/alerts"], 0),
+    ("show", ["--kind", "alerts_std"], 0),
+    ("show", ["--kind", "nobody"], 1),
+    ("show", ["nobody"], 1),
+    ("show", [], 2),
+    ("path", ["run-1/alerts"], 0),
+    ("path", ["nobody"], 1),
+    ("query", ["SELECT 1 AS one"], 0),
+    ("query", ["DROP TABLE x"], 2),
+    ("query", ["SELECT"], 2),
+    ("wait", ["job-1", "--timeout", "0"], 0),
+    ("wait", ["broken", "--timeout", "0"], 1),
+    ("wait", ["fresh", "--timeout", "0"], 1),
+    ("wait", ["nobody"], 1),
+    ("retry", ["job-1"], 1),
+    ("retry", [], 2),
+    ("submit", ["missing.parquet", "--kind", "x"], 2),
+    ("submit", ["--kind", "x"], 2),
+    ("explain", ["E202"], 0),
+    ("explain", [], 0),
+    ("explain", ["E999"], 1),
+    ("doctor", [], 0),
+    ("doctor", ["--settings"], 0),
+    ("redis", ["PING"], 2),
+    ("redis", [], 2),
+    ("down", [], 0),
+    ("export", ["--list"], 0),
+    ("export", ["nobody"], 1),
+    ("verify", ["--quick"], 0),
+    ("jobs", ["--limit", "0"], 2),
+    ("jobs", ["--what"], 2),
+]
+_IDS = [" ".join([command, *words]) for command, words, _ in ANSWERS]
+
+
+@pytest.mark.parametrize(("command", "words", "status"), ANSWERS, ids=_IDS)
+def test_with_json_stdout_is_one_document_and_the_exit_code_tells(
+    command: str, words: list[str], status: int, filled: Pipeline, bus: Callable[..., Said]
+) -> None:
+    said = bus(command, *words, "--lake", filled.lake.root, "--json")
+    assert said.status == status, said
+    assert "Traceback" not in said.err
+    if "error" in (document := said.json):
+        assert status in {1, 2}
+        assert document["error"]["code"]
+        assert document["error"]["message"]
+        assert document["error"]["hint"]
+
+
+@pytest.mark.parametrize(("command", "words", "status"), ANSWERS, ids=_IDS)
+def test_as_text_results_are_on_stdout_errors_on_stderr_and_nothing_is_coloured(
+    command: str, words: list[str], status: int, filled: Pipeline, bus: Callable[..., Said]
+) -> None:
+    said = bus(command, *words, "--lake", filled.lake.root)
+    assert said.status == status
+    assert "Traceback" not in said.err
+    assert "\x1b" not in said.out + said.err
+    if status == 0:
+        assert said.out.strip()
+    if status == 2:
+        assert said.out == ""
+        assert said.err.strip()
+
+
+def test_every_command_that_ends_by_itself_is_asked_above() -> None:
+    assert {command for command, *_ in ANSWERS} | PROCESSES | {"rebuild"} == set(COMMANDS)
+
+
+def test_where_there_is_no_lake_commands_say_so_and_make_none(
+    tmp_path: Path, bus: Callable[..., Said]
+) -> None:
+    for command in (["status"], ["jobs"], ["runs"], ["path", "x"], ["verify"], ["retry", "x"]):
+        said = bus(*command, "--lake", tmp_path / "nowhere")
+        assert said.status == 2
+        assert said.err.startswith("E507")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_options_of_every_command_may_stand_before_it(
+    filled: Pipeline, bus: Callable[..., Said]
+) -> None:
+    behind = bus("runs", "--lake", filled.lake.root, "--json")
+    assert bus("--lake", filled.lake.root, "--json", "runs") == behind
+    assert bus(f"--lake={filled.lake.root}", "runs", "--json") == behind
+    assert behind.json
+
+
+def test_the_lake_may_come_from_the_environment(
+    filled: Pipeline, bus: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUS_LAKE", str(filled.lake.root))
+    assert bus("runs", "--json").json == bus("runs", "--json", "--lake", filled.lake.root).json
+
+
+def test_interrupting_is_no_accident(
+    filled: Pipeline, bus: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bus.lookup.runs", interrupted)
+    assert bus("runs", "--lake", filled.lake.root) == Said(130, "", "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(28, "E504"), (13, "E505")])
+def test_what_the_system_refuses_has_a_code_and_no_traceback(
+    number: int,
+    code: str,
+    filled: Pipeline,
+    bus: Callable[..., Said],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr("bus.lookup.runs", refused)
+    said = bus("runs", "--lake", filled.lake.root)
+    assert (said.status, said.out) == (2, "")
+    assert said.err.startswith(f"{code} /some/file")
+    assert os.strerror(number) in said.err
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m bus explain | true; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert run.stderr == ""
+    assert run.stdout.strip() in {"0", "141"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_a_terminal_gets_colours_and_whole_ids(
+    columns: str, filled: Pipeline, bus: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    uses = bus("show", "run-1", "--lake", filled.lake.root, "--json").json["uses"]
+    monkeypatch.setattr(sys, "stdout", screen)
+    cli.run(["show", "run-1", "--lake", str(filled.lake.root)])
+    cli.run(["status", "--lake", str(filled.lake.root)])
+    drawn = screen.getvalue()
+    assert "\x1b[" in drawn
+    bare = re.sub(r"\x1b\[[0-9;]*m", "", drawn)
+    assert "…" not in bare  # narrow columns are folded, nothing is cut
+    assert (uses[0]["artifact_id"] in bare) is (columns == "200")
+
+
+def test_every_kind_of_part_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", screen)
+    parts: list[output.Part] = [
+        output.Line("a line [bold]"),
+        output.Facts("title", {"k": ["v", None], "on": True}),
+        output.Table(("c",), [("x\ny",)], "a note"),
+        output.Block("head", ["inside [red]"], "bad"),
+    ]
+    output.show(output.Reply({}, lambda: parts), as_json=False)
+    drawn = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    for text in ("a line [bold]", "title", "v, -", "yes", "x y", "a note", "inside [red]"):
+        assert text in drawn
+
+
+@pytest.mark.parametrize(
+    ("value_s", "text"),
+    [
+        (None, "-"),
+        (0.25, "0.2 s"),
+        (90, "90.0 s"),
+        (180, "3 min"),
+        (7_200, "2 h"),
+        (200_000, "2 d"),
+    ],
+)
+def test_spans_are_told_in_the_unit_that_fits(value_s: float | None, text: str) -> None:
+    assert output.seconds(value_s) == text
