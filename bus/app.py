@@ -39,6 +39,16 @@ COMMIT_READY = "bus.commit_ready"
 REFRESH_EXPORTS = "bus.refresh_exports"
 PUBLISH_EXPORT = "bus.publish_export"
 
+#: For tasks that may rightly take longer than Celery's limit: a table of 20 GB has a wall limit of
+#: its own, a rebuild has none. Meanwhile the message may be delivered again; claims and locks make
+#: that harmless.
+NO_LIMIT: dict[str, Any] = {
+    "max_retries": 3,
+    "default_retry_delay": 1,
+    "time_limit": 86_400,
+    "soft_time_limit": 86_400,
+}
+
 #: Extra sweeps that beat asks for; the pump's own timer (sweep_interval_s) is the one that counts.
 _SWEEP_S = 60.0
 #: How often a process that waits for the writer's seat says so.
@@ -84,7 +94,7 @@ def broker() -> Broker:
 @cache
 def hasty_broker() -> Broker:
     """The same, for what may be skipped: a hung Redis holds up neither event loop nor writer."""
-    return Broker(settings())
+    return Broker(settings(), timeout_s=0.5)
 
 
 @app.on_configure.connect

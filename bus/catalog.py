@@ -64,7 +64,9 @@ class Catalog:
         self._layout = _layout(lake, registry)
         self._db: duckdb.DuckDBPyConnection | None = None
         self._fd = -1
-        self._published: tuple[int, int, int] | None = None  # inode, seq, mtime of our own file
+        # (inode, mtime, seq) of the published file as we last knew it. It begins with -1: replace
+        # what is there, whatever it is; we hold the lock and know all of the journal.
+        self._published = (*_place(lake.catalog_db), -1)
         self._seen: canon.SeenColumns = {}
         self.applied_seq = 0
 
@@ -75,12 +77,13 @@ class Catalog:
         Raises `Unavailable` (E508) when not even an empty one can be made.
         """
         catalog = cls(lake, registry)
+        usable = False
         try:
-            catalog._attach()
-            usable = catalog._follows(manifest)
+            if lake.catalog_work.exists():
+                catalog._attach()
+                usable = catalog._follows(manifest)
         except duckdb.Error as error:
             log.warning("catalog_unusable", reason=str(error)[:200])
-            usable = False
         try:
             if usable:
                 catalog._load_columns()
@@ -93,10 +96,13 @@ class Catalog:
 
     @staticmethod
     def delete(lake: Lake) -> None:
-        """Remove the working copy and the published file; the next `open` starts from nothing."""
-        for path in (lake.catalog_work, lake.catalog_db):
-            for suffix in ("", ".wal"):
-                disk.remove(path.with_name(path.name + suffix))
+        """Remove the working copy: the next `open` starts from nothing.
+
+        Readers keep the published file until a new one takes its place.
+        """
+        path = lake.catalog_work
+        for suffix in ("", ".wal"):
+            disk.remove(path.with_name(path.name + suffix))
 
     def close(self) -> None:
         """Let the working copy go."""
@@ -134,9 +140,7 @@ class Catalog:
 
     def _start_anew(self) -> None:
         self.close()
-        path = self._lake.catalog_work
-        for suffix in ("", ".wal"):
-            disk.remove(path.with_name(path.name + suffix))
+        self.delete(self._lake)
         self._attach()
         objects = literal(self._lake.public(self._lake.objects))
         artifact = statement("artifact").format(objects=objects)
@@ -368,28 +372,19 @@ class Catalog:
             self.close()
             self.applied_seq = 0
             raise Unavailable(str(error), code=Code.E508, where=str(final)) from error
+        final.parent.mkdir(parents=True, exist_ok=True)
         disk.copy_descriptor(self._fd, temporary)
         disk.crash_point("views.built")
         disk.publish_file(temporary, final)
-        self._note_published()
+        self._published = (*_place(final), self.applied_seq)
         return True
 
     def _is_published(self) -> bool:
-        try:
-            there = self._lake.catalog_db.stat()
-        except FileNotFoundError:
-            return False
-        if self._published is not None and self._published[::2] == (
-            there.st_ino,
-            there.st_mtime_ns,
-        ):
-            return self._published[1] >= self.applied_seq
-        seq = published_seq(self._lake)  # not our own work: what somebody else left there
+        place = _place(self._lake.catalog_db)
+        if place == self._published[:2]:
+            return self._published[2] >= self.applied_seq
+        seq = published_seq(self._lake)  # somebody else put it there: who?
         return seq is not None and seq > self.applied_seq
-
-    def _note_published(self) -> None:
-        there = self._lake.catalog_db.stat()
-        self._published = (there.st_ino, self.applied_seq, there.st_mtime_ns)
 
     @staticmethod
     def digest(lake: Lake) -> str:
@@ -425,6 +420,15 @@ def _write_empty(path: Path, schema: pa.Schema) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
     disk.replace_view(path, sink.getvalue().to_pybytes())
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """(inode, mtime) of a file; zeros when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
 
 
 def published_seq(lake: Lake) -> int | None:

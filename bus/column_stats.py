@@ -77,10 +77,9 @@ class _Column:
         self._greatest: Any = None
 
     def update(self, values: pa.Array, known: Column | None) -> None:
-        self._nulls += values.null_count
-        if not self._has_values:
-            return
-        column = known or self._reduced(values)
+        column = known or (self._reduced(values) if self._has_values else None)
+        # A dictionary or run-end encoding counts its NULLs only when decoded.
+        self._nulls += values.null_count if column is None else column.array.null_count
         if column is None:
             self._has_values = False
             return

@@ -447,7 +447,8 @@ def _shows(lake: Lake, path: Path, file_hash_text: str, *, whole: bool) -> Itera
     if not path.exists():
         yield Finding(4, str(path), "the link is missing", REBUILD)
     elif not path.samefile(source):
-        differs = path.stat().st_size != source.stat().st_size
+        seen = path.stat()
+        differs = seen.st_size != source.stat().st_size or seen.st_nlink > 1  # no copy of ours
         if differs or (whole and file_hash(path) != file_hash_text):
             yield Finding(4, str(path), "the link shows other bytes than the object", REBUILD)
 

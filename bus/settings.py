@@ -122,17 +122,23 @@ class Settings(BaseModel):
 
     @classmethod
     def load(
-        cls, lake: Path | str | None = None, config: Path | str | None = None, **values: Any
+        cls,
+        lake: Path | str | None = None,
+        config: Path | str | None = None,
+        *,
+        find: bool = True,
+        **values: Any,
     ) -> Self:
         """Settings for a lake. Raises `Refused` (E103) that lists every bad value.
 
-        `lake` and `values` win over everything; `config` names a bus.toml or bus_config.json.
+        `lake` and `values` win over everything; `config` names a bus.toml or bus_config.json. Where
+        nobody names a lake, `find` looks for a bus that runs already.
         """
         path = _find_config(config, lake)
         merged = _read_config(path) | _from_environment(cls) | values
         if lake is not None:
             merged["lake"] = lake
-        if "lake" not in merged and (found := _find_lake()) is not None:
+        if find and "lake" not in merged and (found := _find_lake()) is not None:
             merged["lake"] = found
         exports = {name: {"sql": sql} for name, sql in BUILT_IN_EXPORTS.items()}
         merged["exports"] = exports | merged.get("exports", {})

@@ -127,7 +127,8 @@ def judge_in_child(
     with tempfile.TemporaryDirectory(prefix=SORT_PREFIX, dir=lake.run) as sort_dir:
 
         def work(note: Callable[[str], None]) -> bytes:
-            lent = _Child(note, Path(sort_dir), settings.validator_memory_bytes // 2)
+            # A quarter for the sort: with what is read and hashed beside it that stays under a half.
+            lent = _Child(note, Path(sort_dir), settings.validator_memory_bytes // 4)
             try:
                 with _Court(directory, lake, settings, registry, lent) as court:
                     return court.judge(None).to_bytes()

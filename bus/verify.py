@@ -387,7 +387,8 @@ class _Verification:
 
 def _file_views(lake: Lake, level: Level) -> Iterator[Finding]:
     """4: links and trees, as the live manifest stands at this moment."""
-    with suppress(Unavailable), closing(Manifest.read(lake)) as live, live.frozen():
+    told_already = (Unavailable, BrokenManifestError)
+    with suppress(*told_already), closing(Manifest.read(lake)) as live, live.frozen():
         yield from invariants.links(lake, live, whole=level != "quick")
         if level == "full":
             yield from invariants.trees(lake, live)

@@ -82,16 +82,22 @@ def _replace_link(source: Path, target: Path) -> None:
 
 
 def build_trees(lake: Lake, record: CommitRecord) -> Iterator[None]:
-    """Sidecars and run trees of one commit; yields after each artifact so a caller may pause."""
-    for job in record.jobs:
-        if job.outcome is not Outcome.COMMITTED:
-            continue
+    """Sidecars and run trees of one commit; yields after each file so that a caller may pause.
+
+    Where jobs of the commit give a run the same name, only the newest is made: it is what shows.
+    """
+    jobs = [job for job in record.jobs if job.outcome is Outcome.COMMITTED]
+    for job in {job.run_id: job for job in jobs}.values():
         _write_run_meta(lake, job)
-        for artifact in job.artifacts:
-            if artifact.decision != "deduped":
-                _write_sidecar(lake, record, job, artifact)
-            _link_into_run(lake, job, artifact)
+        yield
+    delivered = [(job, artifact) for job in jobs for artifact in job.artifacts]
+    for job, artifact in delivered:
+        if artifact.decision != "deduped":
+            _write_sidecar(lake, record, job, artifact)
             yield
+    for job, artifact in {(j.run_id, a.name): (j, a) for j, a in delivered}.values():
+        _link_into_run(lake, job, artifact)
+        yield
 
 
 def _write_run_meta(lake: Lake, job: JobRecord) -> None:

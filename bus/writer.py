@@ -128,6 +128,7 @@ class Writer:
         self._linked = 0  # artifact links are right up to this commit
         self._treed = 0  # sidecars and run trees are there up to this commit
         self._tree: Iterator[None] | None = None
+        self._shown = -1  # the commit up to which this writer has seen to the published catalog
         self._last_commit_s = 0.0
         self._next_publish_s = 0.0
         self._manifest = self._open_manifest()
@@ -501,7 +502,8 @@ class Writer:
 
     def _bring_views_forward(self) -> bool:
         """One slice of view work while nothing is ready; True when nothing is left to do."""
-        if self._catalog.applied_seq < self.seq or not self._lake.catalog_db.exists():
+        # A predecessor may have died between bringing the catalog forward and publishing it.
+        if self._shown < self.seq or not self._lake.catalog_db.exists():
             if self._in_flight() and time.monotonic() < self._next_publish_s:
                 time.sleep(_READY_POLL_S)
             else:
@@ -518,6 +520,7 @@ class Writer:
         started_s = time.monotonic()
         self._catalog.catch_up(self._manifest)
         self._catalog.publish(self._lock.is_ours)
+        self._shown = self._catalog.applied_seq
         disk.crash_point("views.published")
         cost_s = time.monotonic() - started_s
         self._next_publish_s = started_s + cost_s / self._settings.publish_share

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bus import disk
+from bus.intake import Intake
 from bus.journal import Journal
 from bus.lake import MANIFEST, RECEIPT, REJECT_REASON, VERDICT, Lake
 from bus.manifest import Manifest
@@ -108,9 +109,9 @@ class Pipeline:
     """A lake and everything that works on it, under the test's control."""
 
     def __init__(self, root: Path, **settings: Any) -> None:
-        self.lake = Lake(root)
-        self.lake.create()
         self.settings = Settings.load(root, **(IMPATIENT | settings))
+        self.lake = Lake(root, self.settings.public_root)
+        self.lake.create()
         self.registry = Registry.load(self.settings)
         self.answers: list[Answer] = []
 
@@ -157,8 +158,6 @@ class Pipeline:
 
     def judge(self) -> None:
         """Steps 3 to 6 for all that waits in the inbox."""
-        from bus.intake import Intake
-
         Intake(self.lake, self.settings, self.registry).drain()
 
     def writer(self, **options: Any) -> Writer:

@@ -9,6 +9,9 @@ WRITER = "writer"
 NOTIFY_MAX_BYTES = 4096
 BAD_MAX = 1000
 DOORBELL_TTL_S = 10
+#: Receipts kept at one time, and their size: a server of 256 MB is never filled by answers.
+RECEIPTS_MAX = 50_000
+RECEIPT_MAX_BYTES = 4096
 
 
 class Keys:
@@ -29,6 +32,8 @@ class Keys:
         self.export_bell = f"{prefix}bus:exports:due"
         #: Stream, MAXLEN ~ events_max. What happened: one entry a job, for whoever listens.
         self.events = f"{prefix}bus:events"
+        #: List, at most RECEIPTS_MAX. Jobs whose receipts are kept; older ones go before their time.
+        self.receipts = f"{prefix}bus:receipts"
         #: Hash process -> JSON. When each process last showed a sign of life.
         self.heartbeats = f"{prefix}bus:heartbeats"
         #: Hash name -> number. What the pump took (notify_moved) and refused (notify_bad).

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import redis
 
 from bus.broker.endpoint import PRODUCER_TIMEOUT_S, Address, address, open_redis
-from bus.broker.keys import DOORBELL_TTL_S, INGEST, Keys
+from bus.broker.keys import DOORBELL_TTL_S, INGEST, RECEIPT_MAX_BYTES, RECEIPTS_MAX, Keys
 from bus.errors import Code, Unavailable
 from bus.lake import Lake
 from bus.model import iso, utc_now
@@ -36,6 +36,8 @@ PAUSE_AFTER_FAILURE_S = 1.0
 _BLOCK_S = 1.0
 _ANSWERS_AT_ONCE = 100
 _BARE = Keys()
+#: What stands for an answer too large for Redis: the waiter reads the file.
+_SEE_FILE = b"{}"
 
 
 class Answered(Protocol):
@@ -243,16 +245,28 @@ class Broker:
             if not self._connected():
                 return False
             commands = chain.from_iterable(map(self._announcement, some))
-            if self._try("answers", *commands, whole=True) is None:
+            done = self._try("answers", *commands, ("LLEN", self.keys.receipts), whole=True)
+            if done is None:
                 return False
+            self._forget_receipts(done[-1] - RECEIPTS_MAX)
         return True
 
     def _announcement(self, answer: Answered) -> Iterator[tuple[Any, ...]]:
         receipt = self.keys.receipt(answer.job_id)
+        small = len(answer.document) <= RECEIPT_MAX_BYTES
         yield ("DEL", receipt)
-        yield ("LPUSH", receipt, answer.document)
+        yield ("LPUSH", receipt, answer.document if small else _SEE_FILE)
         yield ("EXPIRE", receipt, self.settings.receipt_ttl_s)
+        yield ("RPUSH", self.keys.receipts, answer.job_id)
         yield self._event(answer.event)
+
+    def _forget_receipts(self, too_many: int) -> None:
+        if too_many <= 0:
+            return
+        oldest = self._try("answers", ("LPOP", self.keys.receipts, too_many))
+        if oldest and oldest[0]:
+            names = [self.keys.receipt(_text(job_id)) for job_id in oldest[0]]
+            self._try("answers", ("DEL", *names))
 
     def event(self, event: Mapping[str, Any]) -> bool:
         """Append one entry to the event stream."""

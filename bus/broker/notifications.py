@@ -38,15 +38,19 @@ class Notifications:
         while self._run([command])[0] is not None:
             pass
 
-    def take(self) -> list[bytes]:
-        """The oldest entries, at most 500; waits half a second for one, then returns none."""
+    def take(self) -> tuple[list[bytes], int]:
+        """The oldest entries, at most 500, and how many messages wait for ingest workers.
+
+        Waits half a second for an entry, then returns none.
+        """
         lists = (self._source, self._keys.processing, "RIGHT", "LEFT")
         first = self._run([("BLMOVE", *lists, _TAKE_BLOCK_S)])[0]
         if first is None:
-            return []
-        waiting = min(self._run([("LLEN", self._source)])[0], _TAKE_MAX - 1)
+            return [], 0
+        waiting, queued = self._run([("LLEN", self._source), ("LLEN", self._keys.ingest)])
+        waiting = min(waiting, _TAKE_MAX - 1)
         more = self._run([("LMOVE", *lists)] * waiting) if waiting else []
-        return [first, *(entry for entry in more if entry is not None)]
+        return [first, *(entry for entry in more if entry is not None)], queued
 
     def settle(self, entries: Iterable[bytes], bad: Iterable[tuple[bytes, str]] = ()) -> None:
         """The entries are dealt with; `bad` ones of them (with the reason) are kept for a look."""

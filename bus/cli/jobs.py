@@ -59,21 +59,8 @@ def _job_table(rows: list[JobRow], limit: int) -> Iterable[Part]:
         return
     note = f"The newest {limit}; more with --limit." if len(rows) == limit else ""
     yield Table(
-        ("job", "state", "seq", "at", "run", "producer", "kind", "artifacts", "remark"),
-        [
-            (
-                r.job_id,
-                r.state,
-                r.seq,
-                r.at_utc[:19],
-                r.run_id,
-                r.producer,
-                r.kind,
-                r.artifacts,
-                _remark(r),
-            )
-            for r in rows
-        ],
+        ("job", "state", "seq", "at", "kind", "remark", "run"),
+        [(r.job_id, r.state, r.seq, r.at_utc[:19], r.kind, _remark(r), r.run_id) for r in rows],
         note,
     )
 

@@ -62,6 +62,8 @@ class Block:
     mood: Mood = "plain"
 
 
+_WIDEST = 10_000
+
 Part = Line | Facts | Table | Block
 
 
@@ -239,9 +241,12 @@ def _rich_table(console: Console, table: Table) -> None:
 
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in table.columns:
-        drawn.add_column(Text(name), overflow="fold")  # nothing is cut: ids are there to be copied
+        drawn.add_column(Text(name), no_wrap=True)
     for row in table.rows:
         drawn.add_row(*(Text(cell(value)) for value in row))
-    console.print(drawn, soft_wrap=False)
+    # Too wide for the screen: let the terminal break lines. Ids are there to be copied, whole.
+    natural = console.measure(drawn, options=console.options.update(width=_WIDEST)).maximum
+    console.width = max(natural, console.width)
+    console.print(drawn, crop=False, soft_wrap=False)
     if table.note:
         console.print(table.note, style="dim", markup=False)

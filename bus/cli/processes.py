@@ -53,9 +53,10 @@ def up(
 
     from bus.lake import Lake
     from bus.process import configure_logging
+    from bus.settings import Settings
     from bus.supervisor import Supervisor
 
-    settings = everywhere.settings()
+    settings = Settings.load(everywhere.lake, find=False)  # not the lake of a bus that runs already
     configure_logging("up", logging.INFO if verbose else logging.WARNING)
     lake = Lake(settings.lake, settings.public_lake)
 

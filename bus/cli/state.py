@@ -50,8 +50,8 @@ def _status(found: Status) -> Iterable[Part]:
         "",
         {
             "lag": seconds(writer.lag_s),
-            "last commit": f"{found.catalog.manifest_seq}, {seconds(writer.last_commit_age_s)} ago",
-            "catalog": "none" if found.catalog.seq is None else f"at commit {found.catalog.seq}",
+            "last commit": _last_commit(found),
+            "catalog": f"at commit {found.catalog.seq}" if found.catalog.seq else "none yet",
             "disk": f"{size(found.disk.free_bytes)} free of {size(found.disk.total_bytes)}",
         },
     )
@@ -70,6 +70,11 @@ def _status(found: Status) -> Iterable[Part]:
             ("export", "state", "rows", "commit", "built"),
             [(e.name, e.state, e.rows, e.seq, e.at_utc) for e in found.exports],
         )
+
+
+def _last_commit(found: Status) -> str:
+    age_s = found.writer.last_commit_age_s
+    return "none yet" if age_s is None else f"{found.catalog.manifest_seq}, {seconds(age_s)} ago"
 
 
 def _queues(found: Status) -> Iterable[Part]:

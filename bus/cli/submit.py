@@ -122,7 +122,6 @@ def submit(
 
     from bus.client import Bus
 
-    bus = Bus(settings)
     heard: list[bool] = []
     bus = Bus(settings, ring=lambda job_id: heard.append(bus.broker.ring(job_id)))
     with bus.job(
@@ -164,9 +163,14 @@ def wait(
         Wait this many seconds at most; 0 only looks.
     """
     from bus.client import Bus
+    from bus.health import alive
 
     _, settings = everywhere.open()
-    return _receipt(Bus(settings).find_job(job).wait(timeout))
+    bus = Bus(settings)
+    found = bus.find_job(job)
+    if timeout > 0 and found.answer() is None and not alive("worker", bus.lake, settings):
+        say(_NO_WORKER)
+    return _receipt(found.wait(timeout))
 
 
 def retry(

@@ -56,26 +56,26 @@ def export(
     timeout
         Wait this many seconds while the bus itself builds exports.
     """
-    from bus import health
+    from bus import exports, health
 
     lake, settings = everywhere.open()
+    chosen = exports.chosen(settings, names or None)
     if not list_:
-        _export_here(lake, settings, names, force=force, timeout_s=timeout)
+        _export_here(lake, settings, chosen, force=force, timeout_s=timeout)
     wanted = [e for e in health.exports(lake, settings) if not names or e.name in names]
     failed = not list_ and any(e.state == "error" for e in wanted)
     return Reply([e.as_dict() for e in wanted], lambda: _export_table(wanted), int(failed))
 
 
 def _export_here(
-    lake: Lake, settings: Settings, names: tuple[str, ...], *, force: bool, timeout_s: float
+    lake: Lake, settings: Settings, names: list[str], *, force: bool, timeout_s: float
 ) -> None:
     from bus import exports
 
-    wanted = exports.chosen(settings, names or None)
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            exports.build(lake, settings, wanted, force=force)
+            exports.build(lake, settings, names, force=force)
             break
         except LakeBusy:
             if time.monotonic() > deadline:

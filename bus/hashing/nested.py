@@ -147,8 +147,7 @@ class Maps(Nested):
         super().__init__(type_)
         self.key = family_of(type_.key_type)
         self.item = family_of(type_.item_type)
-        entry = pa.struct([pa.field("key", type_.key_type), pa.field("value", type_.item_type)])
-        self._as_list = pa.list_(entry)
+        self._as_list = pa.list_(pa.struct([type_.key_field, type_.item_field]))
 
     @property
     def tag(self) -> bytes:  # type: ignore[override]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bus.hashing.columns import Column, kernel, ordered_bits, validity
+from bus.hashing.columns import I32_MAX, Column, kernel, ordered_bits, validity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ _subtract = kernel("subtract")
 _take = kernel("take")
 
 _TO_I64 = pc.CastOptions.unsafe(pa.int64())
+_LARGE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 _UNCHECKED = pc.TakeOptions(boundscheck=False)
 _FALSE = pa.array([False])
 _ZERO, _ONE = pa.scalar(0, pa.int64()), pa.scalar(1, pa.int64())
@@ -82,7 +83,11 @@ def joined(*columns: Column) -> Column:
     """The rows of one column's batches as one column."""
     if len(columns) == 1:
         return columns[0]
-    array = pa.concat_arrays([column.array for column in columns])
+    arrays = [column.array for column in columns]
+    large = _LARGE.get(arrays[0].type)
+    if large is not None and sum(array.nbytes for array in arrays) > I32_MAX:
+        arrays = [array.cast(large) for array in arrays]  # offsets of 32 bits would not reach
+    array = pa.concat_arrays(arrays)
     return Column(columns[0].family, array, sum(column.nans for column in columns))
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import redis
 
 from bus import disk, lookup
-from bus.broker import INGEST, SILENT_AFTER_S, WRITER, Broker, address, endpoint
+from bus.broker import INGEST, WRITER, Broker, address, endpoint
 from bus.errors import BusError, Code, Refused, Unavailable
 from bus.health.facts import (
     Backlog,
@@ -61,7 +61,7 @@ def status(lake: Lake, settings: Settings) -> Status:
     found = Status(
         lake=str(lake.root),
         at_utc=iso(utc_now()),
-        running=runs or any(sign.alive for sign in signs),
+        running=runs or any(map(_lives, signs)),
         started_at_utc=running.started_at_utc if running else None,
         jobs=jobs,
         writer=writer,
@@ -142,11 +142,11 @@ def _without_password(url: str) -> str:
 def _processes(signs: list[Heartbeat], running: Endpoint | None) -> list[Process]:
     """Everybody who gave a sign; and the children of `bus up` that give none (redis, flower)."""
     now_s = time.time()
-    served = {(sign.role, _host(sign)) for sign in signs if sign.alive}
+    served = {(sign.role, _host(sign)) for sign in signs if _lives(sign)}
     found = [
-        Process(sign.process, sign.role, sign.pid, sign.alive, max(0.0, now_s - sign.at_s))
+        Process(sign.process, sign.role, sign.pid, _lives(sign), max(0.0, now_s - sign.at_s))
         for sign in signs
-        if sign.alive or (sign.role, _host(sign)) not in served  # its successor works
+        if _lives(sign) or (sign.role, _host(sign)) not in served  # its successor works
     ]
     known = {process.pid for process in found}
     for name, pid in (running.processes if running else {}).items():
@@ -157,6 +157,11 @@ def _processes(signs: list[Heartbeat], running: Endpoint | None) -> list[Process
 
 def _host(sign: Heartbeat) -> str:
     return sign.process.rpartition("@")[2]
+
+
+def _lives(sign: Heartbeat) -> bool:
+    """Whether its last sign is recent and, on this host, its process is still there."""
+    return sign.alive and (_host(sign) != os.uname().nodename or _pid_lives(sign.pid))
 
 
 def _pid_lives(pid: int) -> bool:
@@ -264,9 +269,7 @@ def _export_results(lake: Lake) -> list[dict[str, Any]]:
     return found
 
 
-def _export(
-    lake: Lake, name: str, result: dict[str, Any] | None, newest_seq: int
-) -> ExportHealth:
+def _export(lake: Lake, name: str, result: dict[str, Any] | None, newest_seq: int) -> ExportHealth:
     if result is None or (result["ok"] and not lake.export_path(name).exists()):
         return ExportHealth(name, "never")
     state: ExportState = "ok"
@@ -284,7 +287,7 @@ def _export(
 def alive(process: str, lake: Lake, settings: Settings) -> bool:
     """Whether a process of that name shows life anywhere."""
     _, signs = _queues(settings, lake)
-    return any(sign.alive and sign.role == ROLES[process] for sign in signs)
+    return any(_lives(sign) and sign.role == ROLES[process] for sign in signs)
 
 
 def check(process: str, lake: Lake, settings: Settings) -> Check:
@@ -302,7 +305,8 @@ def check(process: str, lake: Lake, settings: Settings) -> Check:
     mine = [s for s in signs if s.role == ROLES[process] and s.process.endswith(f"@{host}")]
     if not mine:
         return Check(process, ok=False, says=f"no {process} has shown life on {host}")
-    newest = max(mine, key=lambda sign: sign.at_s)
-    age_s = time.time() - newest.at_s
-    says = f"{newest.process} showed life {age_s:.0f} s ago"
-    return Check(process, ok=age_s < SILENT_AFTER_S, says=says)
+    newest = max(mine, key=lambda sign: (_lives(sign), sign.at_s))
+    says = f"{newest.process} showed life {time.time() - newest.at_s:.0f} s ago"
+    if newest.alive and not _lives(newest):
+        says += ", and has died since"
+    return Check(process, ok=_lives(newest), says=says)

@@ -63,7 +63,7 @@ def prepare(lake: Lake) -> Bundled:
     Raises `Unavailable` (E501) when there is no server to start.
     """
     binary = _find_binary()
-    lake.redis_data.mkdir(parents=True, exist_ok=True)
+    lake.redis_data.mkdir(parents=True, exist_ok=True, mode=0o700)
     port, password = free_port(), secrets.token_urlsafe(24)
     config = _CONFIG.format(port=port, user=USER, password=password)
     disk.remove(lake.redis_config)  # an earlier file's mode would stay
@@ -74,7 +74,7 @@ def prepare(lake: Lake) -> Bundled:
 
 def lock_data(lake: Lake) -> disk.Lock:
     """The lock of the data directory. Raises `Unavailable` (E502) while a server lives there."""
-    lake.redis_data.mkdir(parents=True, exist_ok=True)
+    lake.redis_data.mkdir(parents=True, exist_ok=True, mode=0o700)
     deadline = time.monotonic() + 2.0  # a server that was just killed needs a moment to be gone
     while (lock := disk.Lock.try_acquire(lake.redis_lock)) is None:
         if time.monotonic() > deadline:

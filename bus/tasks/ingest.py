@@ -14,6 +14,7 @@ from celery import Task
 from kombu import Connection
 
 from bus.app import (
+    NO_LIMIT,
     SUBMIT_ARTIFACT,
     SWEEP,
     VERIFY_SAMPLE,
@@ -138,7 +139,7 @@ def _intake() -> Intake:
     return Intake(lake(), settings(), Registry.load(settings()))
 
 
-@app.task(base=SubmitArtifact, name=SUBMIT_ARTIFACT, max_retries=3, default_retry_delay=1)
+@app.task(base=SubmitArtifact, name=SUBMIT_ARTIFACT, **NO_LIMIT)
 def submit_artifact(job_id: str) -> None:
     """Judge the job, and whatever else waits (steps 3 to 6); then the writer is rung."""
     if not _ID.match(str(job_id)):
@@ -183,7 +184,7 @@ def _look_again(later: dict[str, float]) -> None:
             send(SUBMIT_ARTIFACT, name, countdown_s=delay_s + 0.01)
 
 
-@app.task(name=SWEEP, max_retries=3, default_retry_delay=1)
+@app.task(name=SWEEP, **NO_LIMIT)
 def sweep() -> None:
     """Look for what no bell told of; beat's extra one beside the pump's own."""
     _drain(None)

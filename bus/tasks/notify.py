@@ -137,7 +137,7 @@ class Pump:
                 notifications.close()
 
     def _move(self, notifications: Notifications) -> None:
-        entries = notifications.take()
+        entries, queued = notifications.take()
         if not entries:
             return
         jobs: dict[str, None] = {}
@@ -148,12 +148,12 @@ class Pump:
             except BadEntryError as error:
                 bad.append((entry, str(error)))
                 log.warning("notification_refused", reason=str(error))
-        self._ring_ingest(list(jobs))
+        self._ring_ingest(list(jobs), queued)
         notifications.settle(entries, bad)
 
-    def _ring_ingest(self, jobs: list[str]) -> None:
+    def _ring_ingest(self, jobs: list[str], queued: int) -> None:
         """A message for each job, but no more than workers will need to take all that waits."""
-        room = _BELLS_PER_WORKER * self._settings.workers - here.broker().queued(INGEST)
+        room = _BELLS_PER_WORKER * self._settings.workers - queued
         for job_id in jobs[: max(0, room)]:
             here.send(here.SUBMIT_ARTIFACT, job_id)
 
@@ -175,7 +175,7 @@ class Pump:
         found = due(here.lake())
         if found.ingest:
             log.info("swept", jobs=len(found.ingest), first=found.ingest[0])
-            self._ring_ingest(found.ingest)
+            self._ring_ingest(found.ingest, here.broker().queued(INGEST))
         if found.writer and here.broker().queued(WRITER) < _WRITER_BELLS:
             here.ring_writer(anyway=True)
         if time.monotonic() >= self._next_clean_s:

@@ -17,6 +17,7 @@ from celery import signals
 
 from bus.app import (
     COMMIT_READY,
+    NO_LIMIT,
     PUBLISH_EXPORT,
     REFRESH_EXPORTS,
     app,
@@ -85,7 +86,7 @@ def _close(**_: Any) -> None:
         _held.pop().close()
 
 
-@app.task(name=COMMIT_READY, max_retries=3, default_retry_delay=1)
+@app.task(name=COMMIT_READY, **NO_LIMIT)
 def commit_ready() -> None:
     """Commit, answer and publish all that is ready (steps 7 to 11)."""
     broker().clear_doorbell()  # before the look: whoever comes from now on rings again

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ from bus.intake import Intake, clean, due
 from bus.lake import VERDICT
 from bus.settings import Settings
 from bus.specs import Registry
+from tests.forks import exit_code_of
 from tests.jobs import codes, new_lake, put_job, small_table, verdict_of
 
 if TYPE_CHECKING:
@@ -69,14 +69,12 @@ def drain_and_die(lake: Lake, point: str) -> None:
 
 def fork_and_die(lake: Lake, point: str, nth: int = 1) -> int:
     """The same in a fork, which starts fifty times as fast; how it ended."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the runner has threads, they idle
-        child = os.fork()
-    if child == 0:
+
+    def drain_armed() -> None:
         disk._crash_at, disk._crash_countdown = point, nth
         drain(lake)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return exit_code_of(drain_armed)
 
 
 def drain(lake: Lake) -> list[str]:

@@ -152,6 +152,7 @@ LOCKED = {
         *("a secret", "CREATE", "a macro", "USE", "PREPARE", "EXPLAIN ANALYZE", "two statements"),
         *("nothing", "no SQL", "an unfinished text", "a log entry", "the seed", "a glob", "DETACH"),
         *("a checkpoint by SELECT", "PRAGMA", "ATTACH to write", "EXPORT"),
+        *("CALL", "logging by SELECT"),  # DuckDB 1.5 would log into a directory it may read
         *_WRITES_INSIDE,
     }
 }
@@ -256,8 +257,15 @@ def test_memory_is_bounded(lake: Lake) -> None:
 def test_a_query_may_not_be_endless_itself(lake: Lake) -> None:
     with pytest.raises(Refused, match="characters"):
         select(lake, None, "SELECT " + "1+" * MAX_QUERY_CHARACTERS + "1")
-    with pytest.raises(Refused):
-        select(lake, None, "SELECT " + "(" * 3000 + "1" + ")" * 3000, timeout_s=20)
+
+
+def test_deep_nesting_harms_nobody(lake: Lake) -> None:
+    deep = "SELECT " + "(" * 3000 + "1" + ")" * 3000
+    try:
+        answer: Any = select(lake, None, deep, timeout_s=20)[1]
+    except Refused as refused:  # DuckDB 2.0 gives up, 1.5 does not
+        answer = refused.code
+    assert answer in ([(1,)], Code.E510)
 
 
 _ID = "8ece08f4-9b98-5f2e-8eb5-0c8644b32835"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.xdist_group("bus")
 
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 MINE: dict[str, Any] = {"kind": "things", "producer": "tester"}
 
 

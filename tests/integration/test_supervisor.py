@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.xdist_group("bus")
 
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 MINE: dict[str, Any] = {"kind": "things", "producer": "tester"}
 
 
@@ -53,7 +53,7 @@ def up(settings: Settings, *options: str) -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     try:
-        supervisor.wait_ready(settings, 30)
+        supervisor.wait_ready(settings, 45)
         yield process
     finally:
         process.kill()

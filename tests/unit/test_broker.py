@@ -187,6 +187,18 @@ def test_an_answer_reaches_any_number_of_waiters_and_expires(
     assert 0 < fake(server).ttl("bus:receipt:a") <= live.settings.receipt_ttl_s
 
 
+def test_answers_never_fill_the_server(
+    live: Broker, server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "RECEIPTS_MAX", 150)
+    for start in range(0, 400, 100):
+        live.announce([Answer(f"job-{n}", b"x" * 9000) for n in range(start, start + 100)])
+    kept = {name.decode() for name in fake(server).keys("bus:receipt:*")}
+    assert kept == {f"bus:receipt:job-{n}" for n in range(250, 400)}
+    assert fake(server).llen("bus:receipts") == 150
+    assert live.await_answer("job-399", 0.1) == b"{}", "the waiter reads the file"
+
+
 def test_no_answer_is_none_after_the_time_asked_for(live: Broker) -> None:
     started_s = time.monotonic()
     assert live.await_answer("nobody", 0.05) is None
@@ -242,12 +254,14 @@ def test_entries_are_taken_oldest_first_and_many_at_once(
 ) -> None:
     for number in range(600):
         fake(server).lpush("bus:notify", number)
-    taken = notifications.take()
+    fake(server).lpush("ingest", "a message", "another")
+    taken, queued = notifications.take()
+    assert queued == 2
     assert taken == [str(number).encode() for number in range(500)]
     assert fake(server).llen("bus:notify:processing") == 500
     notifications.settle(taken)
     assert fake(server).llen("bus:notify:processing") == 0
-    assert len(notifications.take()) == 100
+    assert len(notifications.take()[0]) == 100
 
 
 def test_what_a_dead_pump_was_working_on_is_found_again(
@@ -257,7 +271,7 @@ def test_what_a_dead_pump_was_working_on_is_found_again(
     notifications.take()
     successor = Notifications(Address(URL, ""), "bus:notify")
     successor.recover()
-    assert successor.take() == [b"a", b"b"]
+    assert successor.take()[0] == [b"a", b"b"]
 
 
 def test_a_bad_entry_is_kept_with_its_reason_and_counted(
@@ -265,7 +279,7 @@ def test_a_bad_entry_is_kept_with_its_reason_and_counted(
 ) -> None:
     entry = b"\xff\x00" + b"x" * 9000
     fake(server).lpush("bus:notify", entry)
-    taken = notifications.take()
+    taken, _ = notifications.take()
     notifications.settle(taken, [(taken[0], "not UTF-8")])
     kept = json.loads(fake(server).lindex("bus:notify:bad", 0))
     assert (kept["reason"], kept["size_bytes"]) == ("not UTF-8", 9002)

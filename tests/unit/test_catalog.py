@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -691,6 +692,37 @@ def test_a_snapshot_of_a_later_commit_is_left_alone(bus: Shown, tmp_path: Path) 
     assert not bus.show()
     assert bus.rows("SELECT applied_seq FROM catalog.applied_v") == [(5,)]
     ahead.close()
+
+
+def test_a_rebuild_replaces_whatever_is_published_and_readers_never_miss_it(
+    bus: Shown, tmp_path: Path
+) -> None:
+    ahead = Shown(tmp_path / "ahead")
+    for _ in range(5):
+        ahead.history.commit(ahead.history.job(ahead.history.artifact()))
+    ahead.show()
+    ahead.lake.catalog_db.rename(bus.lake.catalog_db)
+    bus.catalog.close()
+    Catalog.delete(bus.lake)
+    assert bus.rows("SELECT applied_seq FROM catalog.applied_v") == [(5,)]
+    bus.catalog = bus.open()
+    bus.history.commit(bus.history.job(bus.history.artifact()))
+    assert bus.shown("SELECT applied_seq FROM catalog.applied_v") == [(1,)]
+    ahead.close()
+
+
+def test_the_whole_directory_may_be_deleted_under_the_writer(bus: Shown) -> None:
+    bus.history.commit(bus.history.job(bus.history.artifact()))
+    bus.show()
+    before = Catalog.digest(bus.lake)
+    shutil.rmtree(bus.lake.catalog_db.parent)
+    bus.history.commit(bus.history.job(bus.history.artifact()))
+    try:
+        bus.show()
+    except Unavailable:  # the working copy could not be written: the next round begins anew
+        bus.show()
+    assert bus.rows("SELECT count(*) FROM catalog.artifacts_f") == [(2,)]
+    assert before != Catalog.digest(bus.lake) == bus.rebuilt_digest()
 
 
 @pytest.mark.parametrize("harm", [garbage, truncated, Path.unlink])

@@ -331,6 +331,23 @@ def test_an_announcement_for_an_earlier_submission_is_passed_over(
         job.wait(0.3)
 
 
+def test_an_answer_too_large_for_redis_is_read_from_its_file(
+    client: Bus, redis_of: subprocess.Popen[bytes]
+) -> None:
+    assert redis_of.poll() is None
+    job = submit(client)
+    document = receipt(job.job_id, job.submission_id, seq=8)
+    large = document[:-1] + b',"warnings":["' + b"w" * 9000 + b'"]}'
+    large = large.replace(b'"warnings":[],', b"")
+
+    def finish() -> None:
+        answer(job, large)
+        client.broker.announce([Announced(job.job_id, large)])
+
+    threading.Timer(0.2, finish).start()
+    assert job.wait(10).warnings == ["w" * 9000]
+
+
 def test_a_redis_that_dies_while_we_wait_does_not_matter(
     client: Bus, redis_of: subprocess.Popen[bytes]
 ) -> None:

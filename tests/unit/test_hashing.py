@@ -172,12 +172,13 @@ def streamed(table: pa.Table, sizes: Sequence[int], plan: HashPlan | None = None
 # ── the same rows ────────────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(tables())
 def test_a_table_has_the_hash_that_the_reference_computes(table: dict[str, Any]) -> None:
     assert hashed(table) == reference.reference_hash(table)
 
 
+@settings(max_examples=60)
 @given(tables(), st.randoms(use_true_random=False), st.lists(st.integers(0, 3), max_size=5))
 def test_neither_the_order_of_rows_nor_the_cut_into_batches_matters(
     table: dict[str, Any], r: random.Random, sizes: list[int]
@@ -190,6 +191,7 @@ def test_neither_the_order_of_rows_nor_the_cut_into_batches_matters(
     assert streamed(permuted, sizes, plan_of(table)).result() == expected
 
 
+@settings(max_examples=50)
 @given(tables(_scalar_types), st.lists(st.integers(0, 9), max_size=4))
 def test_chunks_are_cut_by_rows_whatever_batches_arrive(
     table: dict[str, Any], sizes: list[int]
@@ -292,6 +294,18 @@ def test_extension_types_run_ends_and_lists_of_any_kind_are_what_they_store() ->
     assert len(hashes) == 1
 
 
+def test_names_of_list_elements_and_map_entries_do_not_matter() -> None:
+    pairs = [[("x", 1.5), ("y", None)], None, []]
+    odd = pa.map_(
+        pa.field("k", pa.string(), nullable=False), pa.field("topics", pa.float64())
+    )
+    maps = [pa.array(pairs, type_) for type_ in (pa.map_(pa.string(), pa.float64()), odd)]
+    assert len({content_hash(pa.table({"m": array})) for array in maps}) == 1
+    names = [pa.field(name, pa.int8(), nullable=name == "item") for name in ("item", "element")]
+    lists = [pa.array([[1], []], pa.list_(field)) for field in names]
+    assert len({content_hash(pa.table({"m": array})) for array in lists}) == 1
+
+
 def test_what_lies_under_null_and_outside_a_slice_does_not_matter() -> None:
     valid = pa.py_buffer(b"\x05")
     hidden = pa.Array.from_buffers(pa.int64(), 3, [valid, pa.array([1, 99, 3]).buffers()[1]])
@@ -371,6 +385,7 @@ def test_neither_time_zone_nor_threads_nor_locale_matter(zone: str) -> None:
 # ── other rows ───────────────────────────────────────────────────────────────────────────────────
 
 
+@settings(max_examples=60)
 @given(tables(), st.data())
 def test_changing_one_cell_changes_the_hash(table: dict[str, Any], data: st.DataObject) -> None:
     rows = len(next(iter(table["columns"].values()))["values"])
@@ -387,6 +402,7 @@ def test_changing_one_cell_changes_the_hash(table: dict[str, Any], data: st.Data
     assert hashed(other) != hashed(table)
 
 
+@settings(max_examples=40)
 @given(tables())
 def test_one_copy_of_a_row_more_or_less_changes_the_hash(table: dict[str, Any]) -> None:
     arrow = arrow_table(table)
@@ -396,6 +412,7 @@ def test_one_copy_of_a_row_more_or_less_changes_the_hash(table: dict[str, Any]) 
     assert len({content_hash(t, plan) for t in (arrow, more, arrow.slice(1))}) == 3
 
 
+@settings(max_examples=30)
 @given(tables())
 def test_another_column_name_changes_the_hash(table: dict[str, Any]) -> None:
     arrow = arrow_table(table)
@@ -588,26 +605,22 @@ def test_rows_in_order_need_no_memory_for_a_sort_and_others_say_so() -> None:
         hasher.result()
 
 
-@pytest.mark.parametrize("sort_by", [(), ("price", "ok")])
-def test_a_sort_on_disk_gives_the_hash_of_a_sort_in_memory(
-    tmp_path: Path, sort_by: tuple[str, ...]
-) -> None:
-    table = pa.concat_tables([candles(10_000)] * 20)
-    plan = HashPlan(dict.fromkeys(table.schema.names), sort_by)
+def test_a_sort_on_disk_gives_the_hash_of_a_sort_in_memory(tmp_path: Path) -> None:
+    table = pa.concat_tables([candles(10_000)] * 40)
     untouched = tmp_path.stat().st_mtime_ns
     on_disk = out_of_core.content_hash(
         table.to_batches(max_chunksize=10_000),
         table.schema,
-        plan,
+        None,
         temp_dir=tmp_path,
-        memory_limit_bytes=24 << 20,
+        memory_limit_bytes=40 << 20,
     )
-    assert on_disk == content_hash(table, plan)
+    assert on_disk == content_hash(table)
     assert tmp_path.stat().st_mtime_ns > untouched, "the limit was too high to show anything"
     assert [*tmp_path.iterdir()] == []
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(table=tables())
 def test_duckdb_orders_every_family_as_the_definition_does(
     tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HERE = os.uname().nodename
+GONE = 2**22 + 1  # no process has a pid like that
 ROLES = ("ingest", "writer", "pump", "beat")
 
 
@@ -235,8 +236,7 @@ def test_what_waits_in_redis_is_counted(made: Pipeline, server: fakeredis.FakeSe
 
 
 def test_without_redis_locks_and_pids_still_tell(made: Pipeline) -> None:
-    gone = 2**22 + 1
-    with up(made, ingest=os.getpid(), beat=gone), held(made.lake.seat_lock):
+    with up(made, ingest=os.getpid(), beat=GONE), held(made.lake.seat_lock):
         status = look(made)
     assert status.writer.state == "alive"
     assert {p.name: p.alive for p in status.processes} == {"ingest": True, "beat": False}
@@ -249,15 +249,31 @@ def test_a_process_that_was_replaced_is_not_mourned(
 ) -> None:
     assert server is not None
     with up(made), held(made.lake.seat_lock):
-        signs(made, age_s=60, pid=7)
+        signs(made, age_s=60, pid=1)
         silent = look(made)
-        signs(made, pid=8)
+        signs(made, pid=os.getpid())
         status = look(made)
-    assert {p.pid for p in silent.processes} == {7}
+    assert {p.pid for p in silent.processes} == {1}
     assert "no ingest worker is alive" in findings(silent)
     assert "pump is dead" in findings(silent)
-    assert {p.pid for p in status.processes} == {8}
+    assert {p.pid for p in status.processes} == {os.getpid()}
     assert status.ok
+
+
+def test_a_process_that_just_died_is_not_called_alive_for_its_last_sign(
+    made: Pipeline, server: fakeredis.FakeServer
+) -> None:
+    assert server is not None
+    with up(made):
+        signs(made, pid=GONE)
+        status = look(made)
+        assert {p.role for p in status.processes if p.alive} == set()
+        assert status.writer.state == "dead"
+        found = health.check("writer", made.lake, made.settings)
+        assert not found.ok
+        assert found.says.endswith("has died since")
+        signs(made, pid=GONE, host="elsewhere")  # of another host only the sign can be known
+        assert health.alive("writer", made.lake, made.settings)
 
 
 def test_little_room_is_told(made: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

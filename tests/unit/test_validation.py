@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from bus.settings import Settings
 from bus.specs import Registry
 from bus.table import TablePass
 from bus.validation import NeedsChildError, NotYetError, OurFaultError, judge, judge_in_child
+from tests.forks import exit_code_of
 from tests.jobs import codes, manifest_of, new_lake, parquet_bytes, put_job, small_table, verdict_of
 
 if TYPE_CHECKING:
@@ -370,27 +370,19 @@ def test_deaths_of_the_whole_worker_never_count(
     def die(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def drain() -> None:
+        Intake(lake, Settings(lake=lake.root), registry()).drain()
+
     with monkeypatch.context() as patched:
         patched.setattr(intake_module, "judge", die)
         patched.setattr(intake_module, "judge_in_child", die)
         for _ in range(MAX_ENDS + 1):
-            assert exit_code_of_a_drain(lake) == -signal.SIGKILL
+            assert exit_code_of(drain) == -signal.SIGKILL
             assert (lake.work / "job").is_dir()
             assert Record.parse(claim_path(lake, "job").read_bytes()).ends == []
 
-    assert exit_code_of_a_drain(lake) == 0
+    assert exit_code_of(drain) == 0
     assert codes(verdict_of(lake, "job")) == []
-
-
-def exit_code_of_a_drain(lake: Lake) -> int:
-    """A drain in a fork of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the runner has threads, they idle
-        child = os.fork()
-    if child == 0:
-        Intake(lake, Settings(lake=lake.root), registry()).drain()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_job_dropped_by_a_death_is_judged_in_a_child(

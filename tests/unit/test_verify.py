@@ -16,8 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bus import disk, verify as verify_module
+from bus.journal import GENESIS, Journal
 from bus.lake import COMMIT, MANIFEST, RECEIPT, REJECT_REASON, VERDICT, Lake
+from bus.manifest import Manifest
 from bus.model import Alias, CommitMarker, Supersede, Tombstone
+from bus.rebuilt import Twin
 from bus.verify import Finding, mend, sample, verify
 from tests.pipeline import Pipeline, facts, id_of, sha256, table, verdict
 
@@ -92,10 +95,6 @@ def check(pipe: Pipeline, level: Any = "full") -> list[Finding]:
     return verify(pipe.lake, pipe.settings, pipe.registry, level).findings
 
 
-def lake_of(pipe: Pipeline) -> Lake:
-    return pipe.lake
-
-
 def overwrite(path: Path, data: bytes) -> None:
     mode = path.stat().st_mode & 0o777
     path.chmod(0o644)
@@ -117,7 +116,6 @@ def change_manifest(pipe: Pipeline, *statements: str) -> None:
 
 
 def change_catalog(pipe: Pipeline, sql: str) -> None:
-    pipe.lake.catalog_db.chmod(0o644)
     with duckdb.connect(str(pipe.lake.catalog_db)) as db:
         db.execute(sql)
 
@@ -132,16 +130,21 @@ def edit_journal(pipe: Pipeline, seq: int, old: str, new: str) -> None:
 # ── a sound lake ─────────────────────────────────────────────────────────────────────────────────
 
 
+def dates(pipe: Pipeline) -> dict[Path, int]:
+    """When each file was changed last; SQLite's own files beside the manifest come and go."""
+    files = (p for p in pipe.lake.root.rglob("*") if not p.is_dir() and "sqlite-" not in p.name)
+    return {path: path.lstat().st_mtime_ns for path in files}
+
+
 @pytest.mark.parametrize("level", ["quick", "sample", "full"])
 def test_a_sound_lake_has_no_findings_and_is_not_changed(pipe: Pipeline, level: str) -> None:
-    before = {p: p.lstat().st_mtime_ns for p in pipe.lake.root.rglob("*") if "sqlite" not in p.name}
+    before = dates(pipe)
     report = verify(pipe.lake, pipe.settings, pipe.registry, level)
     assert report.findings == []
     assert report.ok
     assert (report.seq, report.jobs, report.artifacts, report.objects) == (5, 7, 5, 5)
     assert (report.hashed_bytes > 0) == (level != "quick")
-    after = {p: p.lstat().st_mtime_ns for p in pipe.lake.root.rglob("*") if "sqlite" not in p.name}
-    assert after == before
+    assert dates(pipe) == before
 
 
 def test_a_lake_in_which_nothing_ever_happened_is_sound(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def open_object(pipe: Pipeline) -> None:
 
 def damage_unused_object(pipe: Pipeline) -> None:
     path = pipe.lake.object_path("ab" * 32)
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"something else")
     path.chmod(0o444)
 
@@ -261,7 +264,9 @@ def lose_manifest(pipe: Pipeline) -> None:
 
 
 def change_catalog_row(pipe: Pipeline) -> None:
-    change_catalog(pipe, "UPDATE held.jobs SET outcome = 'rejected' WHERE job_id = 'j-b'")
+    # The newest rows lie in a JSON text, the others in tables.
+    was, is_now = '"committed"', '"rejected"'
+    change_catalog(pipe, f"UPDATE held.fresh SET data = replace(data, '{was}', '{is_now}')")
 
 
 def change_catalog_view(pipe: Pipeline) -> None:
@@ -376,10 +381,6 @@ def change_staged_manifest(pipe: Pipeline) -> None:
     path.write_bytes(path.read_bytes() + b" ")
 
 
-def leave_a_job_behind(pipe: Pipeline) -> None:
-    pipe.judged(verdict("left", facts("left", 8)))
-
-
 HARMS: dict[Callable[[Pipeline], None], tuple[int, str, str]] = {
     # harm: (invariant, in `where`, in `message`)
     lose_object: (1, A.sha256, "missing; on it: signals token=So1"),
@@ -400,7 +401,7 @@ HARMS: dict[Callable[[Pipeline], None], tuple[int, str, str]] = {
     add_row: (4, "manifest.sqlite", "table pin_facts has 1 row that a rebuild has not"),
     break_manifest: (4, "manifest.sqlite", "damaged"),
     lose_manifest: (4, "manifest.sqlite", "no manifest yet"),
-    change_catalog_row: (4, "bus.duckdb", "table catalog.jobs_f has 1 row"),
+    change_catalog_row: (4, "bus.duckdb", "table catalog.jobs_f has "),
     change_catalog_view: (4, "bus.duckdb", "view canon.signals has another text"),
     break_catalog: (9, "bus.duckdb", ""),
     lose_catalog: (9, "bus.duckdb", "no catalog yet"),
@@ -435,7 +436,12 @@ NEEDS_MORE_THAN_A_LOOK = {
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-def test_a_harm_is_found_and_named(pipe: Pipeline, harm: Callable[[Pipeline], None]) -> None:
+def test_a_harm_is_found_and_named(
+    pipe: Pipeline, harm: Callable[[Pipeline], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if harm not in {change_catalog_row, change_catalog_view, break_catalog}:
+        # Making a second catalog is nearly all of the time that a small lake takes.
+        monkeypatch.setattr(Twin, "catalog_differences", lambda *_: iter(()))
     harm(pipe)
     found = check(pipe)
     invariant, where, message = HARMS[harm]
@@ -451,10 +457,9 @@ def test_a_harm_is_found_and_named(pipe: Pipeline, harm: Callable[[Pipeline], No
 
 def test_a_job_that_others_have_passed_is_found(pipe: Pipeline) -> None:
     pipe.judged(verdict("left", facts("left", 8)))
-    long_ago = pipe.settings.incomplete_after_s + 120
-    later = [f"UPDATE commits SET committed_at_utc = '2099-01-0{seq}T00:00:00.000000Z' WHERE seq = {seq}" for seq in (5,)]
-    change_manifest(pipe, *later)
-    assert long_ago > 0
+    change_manifest(
+        pipe, "UPDATE commits SET committed_at_utc = '2099-01-01T00:00:00Z' WHERE seq = 5"
+    )
     found = check(pipe, "quick")
     assert [(f.invariant, f.where) for f in found] == [(11, str(pipe.lake.ready / "left"))]
 
@@ -463,7 +468,7 @@ def test_a_job_that_others_have_passed_is_found(pipe: Pipeline) -> None:
 
 
 def rewritten(pipe: Pipeline, change: Callable[[list[dict[str, Any]]], None]) -> list[Finding]:
-    """Change the records, chain them again, rebuild: a journal that is wrong and consistent."""
+    """Change the records, chain them again, index them: a journal that is wrong and consistent."""
     paths = [pipe.lake.record_path(seq) for seq in range(1, 6)]
     records = [json.loads(path.read_bytes()) for path in paths]
     change(records)
@@ -473,12 +478,10 @@ def rewritten(pipe: Pipeline, change: Callable[[list[dict[str, Any]]], None]) ->
         data = json.dumps(record, separators=(",", ":")).encode()
         overwrite(path, data)
         prev = sha256(data)
-    disk.remove_tree(pipe.lake.manifest_db.parent)
-    with pipe.writer() as writer:
-        writer.rebuild()
-        while writer.drain().more:
-            pass
-    return check(pipe)
+    Manifest.delete(pipe.lake)
+    with closing(Manifest.open(pipe.lake)) as manifest:
+        manifest.apply(Journal(pipe.lake).after(0, GENESIS))
+    return check(pipe, "quick")
 
 
 def test_a_job_committed_twice_is_found(pipe: Pipeline) -> None:
@@ -521,7 +524,8 @@ def test_an_input_that_does_not_exist_is_found(pipe: Pipeline) -> None:
 
 def test_a_cycle_is_found_with_everyone_on_it(pipe: Pipeline) -> None:
     def bite_the_tail(records: list[dict[str, Any]]) -> None:
-        records[4]["jobs"][2]["artifacts"][0]["inputs"] = [id_of(B)]  # a, made again from b
+        (again,) = (job for job in records[4]["jobs"] if job["job_id"] == "j-d")
+        again["artifacts"][0]["inputs"] = [id_of(B)]  # a, made again from b
 
     found = [f for f in rewritten(pipe, bite_the_tail) if f.invariant == 8]
     assert sorted(f.where for f in found) == sorted([id_of(A), id_of(B)])
@@ -561,12 +565,12 @@ def test_nothing_is_found_wrong_while_the_writer_works(pipe: Pipeline) -> None:
     try:
         reports = [
             verify(pipe.lake, pipe.settings, pipe.registry, level)
-            for level in ("quick", "full", "sample", "full")
+            for level in ("quick", "full", "full")
         ]
     finally:
         done.set()
         thread.join()
-    assert [report.findings for report in reports] == [[]] * 4
+    assert [report.findings for report in reports] == [[]] * 3
     assert reports[0].seq < reports[-1].seq
 
 

@@ -45,14 +45,15 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 def fill(made: Pipeline) -> None:
     tagged = facts("alerts", 1, tags={"token": ["SOL"]})
-    made.judged(verdict("job-1", tagged, meta={"note": "x"}))
-    made.commit()
-    made.judged(verdict("job-2", tagged, run_id="run-2", producer="others"))
-    made.commit()
     refused = verdict("broken", accepted=False, problems=BOTH_PROBLEMS, job_digest=None)
-    made.judged(refused, files={"x.parquet": b"no"})
-    made.judged(verdict("waits", facts("late", 2, inputs=["job:later/x"])))
-    made.commit()
+    with made.writer() as writer:
+        made.judged(verdict("job-1", tagged, meta={"note": "x"}))
+        writer.drain()
+        made.judged(verdict("job-2", tagged, run_id="run-2", producer="others"))
+        writer.drain()
+        made.judged(refused, files={"x.parquet": b"no"})
+        made.judged(verdict("waits", facts("late", 2, inputs=["job:later/x"])))
+        writer.drain()
     made.stage("fresh", table(3), run_id="run-3", kind="other")
 
 
