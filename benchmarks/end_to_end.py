@@ -34,7 +34,7 @@ def measure(shop: Workshop) -> None:
         "bus, one job": partial(_through_the_bus, shop, together),
         "limit, one job": partial(_plainly, shop, files[many:], 1),
     }
-    rounds = shop.plan(240).run(sides)
+    rounds = shop.plan().run(sides)
 
     def each(side: str, count: int) -> str:
         return f"{count / rounds.wall_s(side):,.0f} artifacts/s"
@@ -54,6 +54,12 @@ def measure(shop: Workshop) -> None:
         at_least=0.75,
         rounds=rounds,
         remark=f"{each('bus, one job', wide)}, limit {each('limit, one job', wide)}",
+    )
+    shop.show(
+        f"end_to_end.{many}_jobs_of_1.by_cpu",
+        rounds.cpu_s("limit") / rounds.cpu_s("bus"),
+        "x limit",
+        remark="the same ratio of CPU seconds: noise hardly moves it",
     )
     for side, count in zip(sides, (many, many, wide, wide), strict=True):
         cpu_ms = rounds.cpu_s(side) / count * 1000

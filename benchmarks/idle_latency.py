@@ -53,7 +53,7 @@ def _idle(shop: Workshop, artifacts: int, *, has_goal: bool) -> float:
         producer = _Producer(bus, watcher)
         producer.take(_WARM_UP)
         wanted = 5 if has_goal else 2
-        rounds = shop.plan(100, wanted).run({"idle": partial(_sample, producer)})
+        rounds = shop.plan(wanted).run({"idle": partial(_sample, producer)})
     found = [sample for samples in rounds.noted("idle", "samples") for sample in samples]
     p50_ms, p99_ms = _percentiles([sample.seen_s for sample in found])
     staged_ms, _ = _percentiles([sample.staged_s for sample in found])

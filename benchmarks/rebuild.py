@@ -35,7 +35,7 @@ def measure(shop: Workshop) -> None:
             "links": partial(_links, writer, lake),
             "trees": partial(_trees, writer, lake),
         }
-        rounds = shop.plan(120).run(sides)
+        rounds = shop.plan().run(sides)
 
     def rate(side: str) -> float:
         return artifacts / rounds.wall_s(side)

@@ -26,7 +26,7 @@ _RUNS = 3
 def measure(shop: Workshop) -> None:
     """Each command as a process of its own; `python` alone is the floor."""
     sides = {name: partial(_run, arguments) for name, arguments in _COMMANDS.items()}
-    rounds = shop.plan(60, wanted=7).run(sides)
+    rounds = shop.plan().run(sides)
     for name in _COMMANDS:
         shop.show(f"start.{name}", rounds.wall_s(name) / _RUNS * 1000, "ms", rounds=rounds)
 

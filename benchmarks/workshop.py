@@ -8,13 +8,13 @@ import shutil
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import inputs
 from benchmarks.figures import Figure, Report
-from benchmarks.rounds import Plan, Rounds
+from benchmarks.rounds import Patience, Plan, Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +35,11 @@ class Workshop:
     report: Report
     quick: bool = False
     noisy: bool = False
+    patience: Patience = field(default_factory=Patience)
 
-    def plan(self, budget_s: float, wanted: int = 5) -> Plan:
-        """Rounds that take about `budget_s` at most; two of them when in a hurry."""
-        return Plan(2 if self.quick else wanted, self.noisy, budget_s)
+    def plan(self, wanted: int = 5) -> Plan:
+        """That many rounds; two of them when in a hurry."""
+        return Plan(2 if self.quick else wanted, self.noisy, self.patience)
 
     def size(self, full: int, quick: int) -> int:
         """The size of a case."""

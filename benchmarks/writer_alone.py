@@ -47,7 +47,7 @@ def measure(shop: Workshop) -> None:
         pattern = benches[_SMALL].pattern()
         sides = {name: partial(_drained, bench) for name, bench in benches.items()}
         sides["bare"] = partial(_bare, folder, files, pattern)
-        rounds = shop.plan(150).run(sides)
+        rounds = shop.plan().run(sides)
     each = {side: rounds.wall_s(side) / jobs * 1e6 for side in sides}
     shop.show(
         "writer_alone.of_limit",

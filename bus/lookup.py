@@ -21,9 +21,10 @@ from pydantic import ValidationError
 
 from bus.decisions import decide
 from bus.errors import Code, NotFound, Refused, Unavailable
-from bus.lake import REJECT_REASON, VERDICT
+from bus.lake import COMMIT, REJECT_REASON, VERDICT
 from bus.manifest import BrokenManifestError, Manifest
 from bus.model import JobState, RejectReason, Verdict, iso, utc_now
+from bus.readiness import is_committed
 from bus.retry import is_name
 from bus.submission import read_submission
 
@@ -44,7 +45,8 @@ class JobRow:
     """One submission: on its way (no seq yet), or as the journal has it.
 
     `state` is a JobState or, for an equal job that came again, ``repeated``; `codes` are those of
-    its problems; `waiting_for` lists references that are not there yet.
+    its problems; `waiting_for` lists references that are not there yet (or `COMMIT`, while its
+    producer has not said that it is whole).
     """
 
     job_id: str
@@ -142,12 +144,16 @@ def _pending_row(lake: Lake, state: JobState, name: str) -> JobRow:
         run_id=claims.get("run_id"),
         producer=claims.get("producer"),
         kind=claims.get("kind"),
+        waiting_for=[] if is_committed(path) else [COMMIT],
     )
 
 
 def _claims(path: Path) -> dict[str, str]:
     """What a producer's manifest says of the job, if it can be read at all."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except PermissionError:
+        return {}
     try:
         found = read_submission(fd, path.name)
     except OSError:

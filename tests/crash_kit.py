@@ -61,9 +61,10 @@ class Scene:
 
     root: Path
     light: bool = True
+    lineage_wait_s: float = 600.0
 
     def pipe(self) -> Pipeline:
-        return Pipeline(self.root / "lake", lineage_wait_s=600)
+        return Pipeline(self.root / "lake", lineage_wait_s=self.lineage_wait_s)
 
     def acknowledged(self) -> set[str]:
         """Jobs whose producer was told that they are staged."""
@@ -78,7 +79,7 @@ class Scene:
         return child.exitcode != 0
 
     def start(self, *jobs: Job, crash: str = "") -> ForkServerProcess:
-        child = _fork_server.Process(target=_work, args=(self.root, jobs, crash, self.light))
+        child = _fork_server.Process(target=_work, args=(self, jobs, crash))
         child.start()
         return child
 
@@ -103,22 +104,21 @@ def _verified(pipe: Pipeline, *, light: bool) -> list[Finding]:
         look._snapshot = real  # type: ignore[method-assign]
 
 
-def _work(root: Path, jobs: tuple[Job, ...], crash: str, light: bool) -> None:  # noqa: FBT001 - a process's arguments
+def _work(scene: Scene, jobs: tuple[Job, ...], crash: str) -> None:
     name, _, nth = crash.partition(":")
     disk._crash_at, disk._crash_countdown = name, int(nth or 1)
-    if light:
+    if scene.light:
         writer_module.Catalog = LightCatalog  # type: ignore[assignment,misc]
-    scene = Scene(root)
     pipe = scene.pipe()
     for job in jobs:
         job.submit(pipe)
-        (root / "acks" / job.job_id).touch()
-    _finish(pipe)
-    if not light:
+        (scene.root / "acks" / job.job_id).touch()
+    finish(pipe)
+    if not scene.light:
         exports.publish(pipe.lake, exports.build(pipe.lake, pipe.settings, ["schema_objects"]))
 
 
-def _finish(pipe: Pipeline) -> None:
+def finish(pipe: Pipeline) -> None:
     """Everything that waits, until nothing is left to do."""
     deadline = time.monotonic() + _PATIENCE_S
     with pipe.writer() as writer:

@@ -6,7 +6,7 @@ array whose plain ``<`` is the canonical order. The functions here know nothing 
 
 Canonical arrays are: bool · int64 or uint64 · double · string, large_string, binary or
 large_binary · int32 (days) · int64 (timestamps, times, durations, in the input's own unit) ·
-decimal256 · null · large_binary (nested values, see `nested`).
+decimal128 or decimal256 · null · large_binary (nested values, see `nested`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if sys.byteorder != "little":  # buffers are hashed as they lie in memory
 
 I64_MAX = (1 << 63) - 1
 I32_MAX = (1 << 31) - 1
+_DIGITS_I64, _DIGITS_128, _DIGITS_256 = 18, 38, 76
 _INFINITY_BITS = unpack("<q", pack("<d", float("inf")))[0]
 _ONE = pa.scalar(1, pa.int64())
 _PER_SECOND = {
@@ -75,8 +76,9 @@ _NAN = pa.scalar(float("nan"), pa.float64())
 _NOT_SIGN = pa.scalar(I64_MAX, pa.int64())
 _ZERO: dict[pa.DataType, pa.Scalar] = {
     t: pa.scalar(0, t)
-    for t in (pa.int32(), pa.int64(), pa.uint64(), pa.float64(), pa.decimal256(76, 0))
+    for t in (_I32, _I64, pa.uint64(), _F64, pa.decimal128(38, 0), pa.decimal256(76, 0))
 }
+_NONE_REMOVED = pa.scalar(0, pa.uint8())
 _FALSE = pa.scalar(False)  # noqa: FBT003 - the value, not a flag
 
 
@@ -460,34 +462,52 @@ class Decimals(Family):
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_
         self.scale = max(0, type_.scale)
-        self.target = pa.decimal256(76, self.scale)
+        is_narrow = type_.precision <= _DIGITS_128 and 0 <= type_.scale <= _DIGITS_128
+        self.target = (
+            pa.decimal128(_DIGITS_128, self.scale)
+            if is_narrow
+            else pa.decimal256(_DIGITS_256, self.scale)
+        )
 
     def canonical(self, array: pa.Array) -> pa.Array:
+        if array.type.id == self.target.id and array.type.scale == self.scale:
+            return array.view(self.target)
         try:
             return array.cast(self.target)
         except pa.ArrowInvalid:
             raise UnhashableType(self.type, "a decimal beyond 76 digits") from None
 
     def parts(self, array: pa.Array) -> Parts:
-        digits = filled(array.view(pa.decimal256(76, 0)))
-        removed = pa.repeat(pa.scalar(0, pa.uint8()), len(array))
-        for step in _halving_steps(self.scale):
-            shorter, divides = _divided(digits, step)
-            if divides.true_count:
-                digits = _if_else([divides, shorter, digits])
-                more = _multiply([_cast([divides], _TO_U8), pa.scalar(step, pa.uint8())])
+        digits = filled(array.view(_whole_numbers(array.type)))
+        try:
+            digits, most = digits.cast(_I64), min(self.scale, _DIGITS_I64)  # ten times as fast
+        except pa.ArrowInvalid:
+            most = self.scale
+        removed = pa.repeat(_NONE_REMOVED, len(array))
+        for step in _halving_steps(most):
+            shorter, is_exact = _divided(digits, step)
+            if is_exact.true_count:
+                digits = _if_else([is_exact, shorter, digits])
+                more = _multiply([_cast([is_exact], _TO_U8), pa.scalar(step, pa.uint8())])
                 removed = _add([removed, more])
         scales = _subtract([pa.scalar(self.scale, pa.uint8()), removed])
-        is_zero = _equal([digits, _ZERO[digits.type]])
-        scales = _if_else([is_zero, pa.scalar(0, pa.uint8()), scales])
-        return (data(scales, 1), data(digits, 32)), None
+        is_zero = _equal([digits, pa.scalar(0, digits.type)])
+        scales = _if_else([is_zero, _NONE_REMOVED, scales])
+        unscaled = digits.cast(pa.decimal256(_DIGITS_256, 0))
+        return (data(scales, 1), data(unscaled, 32)), None
+
+
+def _whole_numbers(type_: pa.DataType) -> pa.DataType:
+    """The type that shows a decimal's unscaled value."""
+    is_narrow = type_.bit_width == 128  # noqa: PLR2004 - bits
+    return pa.decimal128(_DIGITS_128, 0) if is_narrow else pa.decimal256(_DIGITS_256, 0)
 
 
 def _halving_steps(scale: int) -> list[int]:
     """Powers of ten to try, so that every count of trailing zeros from 0 to `scale` is a sum.
 
-    Greedy from the largest works because divisibility by 10^a and then 10^b is divisibility by
-    10^(a+b); the counts of two neighbouring steps never overshoot `scale`.
+    Trying them in this order finds the count: when the first half of the places does not divide,
+    the count lies below it, and the other steps add up to as much.
     """
     steps = []
     while scale:
@@ -498,11 +518,16 @@ def _halving_steps(scale: int) -> list[int]:
 
 
 def _divided(digits: pa.Array, power: int) -> tuple[pa.Array, pa.Array]:
-    """(integers divided by 10^power and cut off, whether that was exact)."""
-    scaled = digits.view(pa.decimal256(76, power))
-    whole = scaled.cast(pa.decimal256(76, 0), safe=False)
-    rounded = pc.round(scaled, ndigits=0, round_mode="towards_zero")
-    return whole, _equal([rounded, scaled])
+    """(whole numbers divided by 10^power and cut off, whether that was exact)."""
+    if digits.type == _I64:
+        divisor = pa.scalar(10**power, _I64)
+        whole = _divide([digits, divisor])
+        return whole, _equal([_multiply([whole, divisor]), digits])
+    make = pa.decimal128 if digits.type.bit_width == 128 else pa.decimal256  # noqa: PLR2004 - bits
+    scaled_type = make(digits.type.precision, power)
+    scaled = digits.view(scaled_type)
+    whole = scaled.cast(digits.type, safe=False)
+    return whole, _equal([whole.cast(scaled_type), scaled])
 
 
 class Nulls(Family):

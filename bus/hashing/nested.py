@@ -158,7 +158,7 @@ class Maps(Nested):
         lengths = _lengths(array)
         yield _cut(data(_as_i32(lengths, self.type), 4), 4, runs)
         inner = _take([_running_sum(lengths), runs])
-        keys, items = pc.list_flatten(array).flatten()
+        keys, items = _fields(pc.list_flatten(array))
         yield from run_parts(self.key, keys, inner)
         yield from run_parts(self.item, items, inner)
 
@@ -184,9 +184,20 @@ class Structs(Nested):
         return b"S" + len(self.names).to_bytes(4, "little") + b"".join(fields)
 
     def pieces(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
-        children = array.flatten()  # a child is NULL where its struct is
+        children = _fields(array)
         for i in self.order:
             yield from run_parts(self.families[i], children[i], runs)
+
+
+def _fields(structs: pa.Array) -> list[pa.Array]:
+    """The fields of structs, NULL where the struct is.
+
+    `StructArray.flatten` of a slice loses rows of null-typed fields (pyarrow 26).
+    """
+    return [
+        pa.nulls(len(structs)) if pa.types.is_null(field.type) else field
+        for field in structs.flatten()
+    ]
 
 
 def _lengths(lists: pa.Array) -> pa.Array:

@@ -64,8 +64,12 @@ def content_hash(
 
     Raises as `ContentHasher`, and `duckdb.Error` when memory or disk do not suffice.
     """
-    hasher = ContentHasher(schema, plan)
+    hasher = ContentHasher(schema, plan, temp_dir=temp_dir)
     digest = hasher.empty_digest(temp_dir)
+    if not digest.key_order:  # only null-typed columns: any order is the order
+        for batch in batches:
+            hasher.update(batch)
+        return hasher.result()
     carriers = [_carrier(number, family) for number, family in enumerate(digest.families)]
     settings = {
         **_SETTINGS,
@@ -168,7 +172,7 @@ class _DecimalCarrier(_Carrier):
 def _carrier(number: int, family: Family) -> _Carrier:
     if isinstance(family, Nulls):
         return _NoCarrier(family)
-    if isinstance(family, Decimals):
+    if isinstance(family, Decimals) and pa.types.is_decimal256(family.target):
         return _DecimalCarrier(number, family)
     return _Carrier(number, family, _carried_type(family))
 
@@ -185,4 +189,6 @@ def _carried_type(family: Family) -> pa.DataType:
             return pa.int32()
         case Integers(is_u64=True):
             return pa.uint64()
+        case Decimals():
+            return family.target
     return pa.int64()

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from bus import app
-from bus.broker import Address
+from bus.broker import Address, Endpoint, write_endpoint
+from bus.lake import Lake
+from bus.model import JobState
 from bus.settings import Settings
-from bus.supervisor import processes
+from bus.supervisor import processes, valkey
+from bus.tasks import ingest
 from bus.tasks.notify import BadEntryError, job_id_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 WHERE = Address("redis://bus:secret@127.0.0.1:6400/0", "bus-1a2b3c4d:")
@@ -90,6 +98,49 @@ def test_importing_the_app_reads_nothing_and_leaves_the_callers_app_alone(tmp_pa
 def test_a_worker_reads_one_queue(queues: list[str], conf: dict[str, Any]) -> None:
     with pytest.raises(SystemExit, match="-Q ingest or -Q writer"):
         app._worker_begins(conf=conf, options={"queues": queues})
+
+
+# ── submit_artifact.delay without a bus ───────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lake]:
+    """This process is a producer of a lake that nobody serves."""
+    lake = Lake(tmp_path / "lake")
+    lake.create()
+    monkeypatch.setattr(ingest, "_mine", threading.local())
+    app.use(Settings(lake=lake.root))
+    yield lake
+    app._chosen.clear()
+    for cached in (app.settings, app.lake, app.broker, app.hasty_broker):
+        cached.cache_clear()
+
+
+def deaf_port() -> socket.socket:
+    """A port that takes connections and never says a word, as a hung Redis does."""
+    deaf = socket.socket()
+    deaf.bind(("127.0.0.1", 0))
+    deaf.listen()
+    return deaf
+
+
+@pytest.mark.parametrize("how", ["no bus", "refused", "hung"])
+def test_delay_never_fails_for_a_broker(
+    nowhere: Lake, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with deaf_port() as deaf:
+        port = {"refused": valkey.free_port(), "hung": deaf.getsockname()[1]}.get(how)
+        if port is not None:
+            there = Endpoint(f"redis://bus:x@127.0.0.1:{port}/0", "", 1, "2026-01-08T05:12:33Z")
+            write_endpoint(nowhere, there)
+        table = pa.table({"n": [1]})
+        first = ingest.submit_artifact.delay(table, kind="things", producer="tester")
+        started_s = time.monotonic()
+        again = ingest.submit_artifact.delay(first.job_id)
+        elapsed_s = time.monotonic() - started_s
+    assert (first.status, again.id) == (JobState.STAGED, first.job_id)
+    assert elapsed_s < 0.2
+    assert "waits in the inbox" in caplog.text
 
 
 # ── notifications ─────────────────────────────────────────────────────────────────────────────

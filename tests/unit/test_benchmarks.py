@@ -13,7 +13,7 @@ from benchmarks import cpu
 from benchmarks.__main__ import MEASUREMENTS
 from benchmarks.cpu import Load
 from benchmarks.figures import Figure, Report, line
-from benchmarks.rounds import Lap, Plan
+from benchmarks.rounds import Lap, Patience, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,3 +123,9 @@ def test_an_unknown_measurement_names_the_ones_there_are() -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 2
     assert all(name in run.stderr for name in MEASUREMENTS)
+
+
+def test_repetitions_end_when_patience_does_and_the_wanted_rounds_are_always_run() -> None:
+    plan = Plan(wanted=3, patience=Patience(left_s=0.0))
+    rounds = plan.run({"ours": partial(took, 1.0, always(0.9))})
+    assert (len(rounds.laps), rounds.discarded, rounds.dirty) == (3, 0, 3)

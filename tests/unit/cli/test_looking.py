@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bus.errors import Code
+from bus.lake import Lake
 from tests.pipeline import Pipeline, facts, verdict
 from tests.said import BOTH_PROBLEMS, Said
 
@@ -55,6 +56,21 @@ def test_jobs_can_be_filtered(
 ) -> None:
     rows = bus("jobs", "--lake", filled.lake.root, "--json", *flags).json
     assert [row["job_id"] for row in rows] == expected
+
+
+def test_a_job_whose_producer_has_not_finished_it_waits_for_commit(
+    tmp_path: Path, bus: Callable[..., Said]
+) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.create()
+    (lake.inbox / "half").mkdir()
+    (lake.inbox / "closed").mkdir(mode=0o000)
+    rows = bus("jobs", "--lake", lake.root, "--json").json
+    assert {row["job_id"]: row["waiting_for"] for row in rows} == {
+        "half": ["COMMIT"],
+        "closed": ["COMMIT"],
+    }
+    assert "waits for COMMIT" in bus("jobs", "--lake", lake.root).out
 
 
 def test_rejected_shows_every_problem_with_code_place_hint_and_where_the_files_lie(
