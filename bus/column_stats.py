@@ -140,9 +140,10 @@ def _cut(value: str | bytes) -> tuple[str, bool]:
     return encoded[:MAX_TEXT_BYTES].decode(errors="ignore"), False
 
 
-def _number(value: float) -> float | str:
-    is_json = math.isfinite(value) if isinstance(value, float) else value in _INT64
-    return value if is_json else str(value)
+def _number(value: int | float) -> int | float | str:  # noqa: PYI041 - the two differ here
+    if isinstance(value, int):
+        return value if value in _INT64 else str(value)
+    return value if math.isfinite(value) else str(value)
 
 
 def _moment(value: int, unit: str) -> str:

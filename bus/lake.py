@@ -263,7 +263,7 @@ class Lake:
 
     def object_path(self, sha256: str) -> Path:
         """`objects/<ab>/<sha256>.parquet`."""
-        return self.objects / sha256[:2] / f"{sha256}.parquet"
+        return self.objects / f"{sha256[:2]}/{sha256}.parquet"
 
     def all_objects(self) -> Iterator[Path]:
         """Every object file, in no order."""
@@ -277,14 +277,18 @@ class Lake:
 
     def kind_dir(self, kind: str, schema_version: int) -> Path:
         """`artifacts/<kind>/v<N>`: what one branch of `canon.<kind>` reads."""
-        return self.artifacts / kind / f"v{schema_version}"
+        return self.artifacts / f"{kind}/v{schema_version}"
 
     def artifact_path(self, kind: str, schema_version: int, artifact_id: str) -> Path:
         """The link that `canon.<kind>` reads."""
-        return self.kind_dir(kind, schema_version) / f"{artifact_id}.parquet"
+        return self.artifacts / f"{kind}/v{schema_version}/{artifact_id}.parquet"
+
+    def kind_dirs(self) -> Iterator[Path]:
+        """Every `artifacts/<kind>/v<N>` that there is."""
+        return self.artifacts.glob("*/v*")
 
     def artifact_links(self) -> Iterator[Path]:
-        """Everything that looks like a link of that kind, in no order."""
+        """Everything in them that may be a link, in no order."""
         return self.artifacts.glob("*/v*/*.parquet")
 
     def empty_path(self, kind: str, schema_version: int) -> Path:
@@ -305,7 +309,7 @@ class Lake:
 
     def run_data_path(self, run_id: str, name: str) -> Path:
         """`store/runs/<run_id>/artifacts/<name>/data.parquet`."""
-        return self.run_tree(run_id) / "artifacts" / name / "data.parquet"
+        return self.run_trees / f"{run_id}/artifacts/{name}/data.parquet"
 
     def run_schema_path(self, run_id: str, name: str) -> Path:
         """`schema.json` beside the data."""

@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from bus.lake import Lake
     from bus.model import ArtifactRecord, CommitRecord, JobRecord, Mutation
 
-_INT64 = range(-(2**63), 2**63)
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @cache
@@ -237,6 +236,7 @@ class _Applier:
         found = db.execute("SELECT coalesce(max(artifact_no), 0) FROM artifact_facts").fetchone()
         self._artifact_no: int = found[0]
         self._tables: dict[str, list[tuple[Any, ...]]] = {}
+        self._runs: dict[str | None, dict[str, Any]] = {}
 
     def apply(self) -> None:
         for job in self._record.jobs:
@@ -275,23 +275,24 @@ class _Applier:
         if job.outcome is not Outcome.COMMITTED:
             return
         meta_json = to_json(job.meta).decode()
-        self._db.execute(
-            statement("add_run"),
-            {
-                "run_id": job.run_id,
-                "producer": job.producer,
-                "created_at_utc": job.created_at_utc,
-                "at": self._at,
-                "seq": self._seq,
-                "meta_json": meta_json,
-            },
-        )
+        self._run(job, meta_json)
         for artifact in job.artifacts:
             self._artifact(artifact)
             self._use(job, artifact, meta_json)
         for mutation in job.mutations:
             self._flush()  # a mutation may end a fact that this very record adds
             self._mutate(mutation)
+
+    def _run(self, job: JobRecord, meta_json: str) -> None:
+        facts = {
+            "run_id": job.run_id,
+            "producer": job.producer,
+            "created_at_utc": job.created_at_utc,
+            "meta_json": meta_json,
+        }
+        if self._runs.get(job.run_id) != facts:  # else this commit has said the same before
+            self._runs[job.run_id] = facts
+            self._db.execute(statement("add_run"), facts | {"at": self._at, "seq": self._seq})
 
     def _artifact(self, artifact: ArtifactRecord) -> None:
         if artifact.decision == "revived":
@@ -326,23 +327,12 @@ class _Applier:
             artifact.size_bytes,
             artifact.min_ts,
             artifact.max_ts,
-            to_json(artifact.columns).decode(),
+            artifact.columns,
             self._at,
             self._seq,
             None,
         )
-        types = {c["name"]: c["type"] for c in artifact.columns}
-        for ordinal, stats in enumerate(artifact.column_stats):
-            self._add(
-                "column_stats_facts",
-                self._artifact_no,
-                ordinal,
-                stats["name"],
-                types.get(stats["name"], ""),
-                stats.get("nulls"),
-                _plain(stats.get("min")),
-                _plain(stats.get("max")),
-            )
+        self._add("column_stats_facts", self._artifact_no, artifact.column_stats)
 
     def _use(self, job: JobRecord, artifact: ArtifactRecord, meta_json: str) -> None:
         self._add(
@@ -412,12 +402,3 @@ class _Applier:
             f"UPDATE {table} SET ended_seq = ? WHERE {condition} AND ended_seq IS NULL",  # noqa: S608 - our own names
             (self._seq, *values),
         )
-
-
-def _plain(value: Any) -> Any:
-    """A statistic as SQLite can store it."""
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, int) and value not in _INT64:
-        return str(value)
-    return value if isinstance(value, int | float | str | None) else str(value)

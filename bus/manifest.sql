@@ -32,10 +32,9 @@ CREATE INDEX idx_artifacts_type_key_content
 CREATE INDEX artifact_facts_created ON artifact_facts(created_at);
 CREATE INDEX artifact_facts_file ON artifact_facts(file_hash);
 
--- Statistics of each column of each artifact, as validators read them.
-CREATE TABLE column_stats_facts(
-  artifact_no INTEGER NOT NULL, ordinal INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
-  nulls INTEGER, min, max, PRIMARY KEY (artifact_no, ordinal)) WITHOUT ROWID;
+-- Statistics of each column of each artifact, as validators read them: a JSON text, because a row
+-- for each column would be most of the rows and most of the time that indexing a commit takes.
+CREATE TABLE column_stats_facts(artifact_no INTEGER PRIMARY KEY, stats_json TEXT NOT NULL);
 
 -- Runs: one row a run id, widened by every job that names it.
 CREATE TABLE runs(
@@ -146,8 +145,13 @@ SELECT kind, alias, artifact_id, added_seq FROM alias_facts WHERE ended_seq IS N
 CREATE VIEW pins AS SELECT pin, artifact_id, added_seq FROM pin_facts WHERE ended_seq IS NULL;
 
 CREATE VIEW column_stats AS
-SELECT a.artifact_id, s.ordinal, s.name, s.type, s.nulls, s.min, s.max
-FROM column_stats_facts s JOIN artifact_facts a USING (artifact_no);
+SELECT a.artifact_id, s.key AS ordinal, json_extract(s.value, '$.name') AS name,
+       coalesce((SELECT json_extract(c.value, '$.type') FROM json_each(a.columns_json) c
+                 WHERE json_extract(c.value, '$.name') = json_extract(s.value, '$.name')), '')
+         AS type,
+       json_extract(s.value, '$.nulls') AS nulls, json_extract(s.value, '$.min') AS min,
+       json_extract(s.value, '$.max') AS max
+FROM artifact_facts a JOIN column_stats_facts f USING (artifact_no), json_each(f.stats_json) s;
 
 -- name: advance
 -- Move to the next commit, but only from the one it follows.

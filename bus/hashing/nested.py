@@ -147,18 +147,17 @@ class Maps(Nested):
         super().__init__(type_)
         self.key = family_of(type_.key_type)
         self.item = family_of(type_.item_type)
-        self._as_list = pa.list_(pa.struct([type_.key_field, type_.item_field]))
 
     @property
     def tag(self) -> bytes:  # type: ignore[override]
         return b"M" + self.key.tag + self.item.tag
 
     def pieces(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
-        array = array.cast(self._as_list)
-        lengths = _lengths(array)
+        entries = _entries(array)
+        lengths = _lengths(entries)
         yield _cut(data(_as_i32(lengths, self.type), 4), 4, runs)
         inner = _take([_running_sum(lengths), runs])
-        keys, items = _fields(pc.list_flatten(array))
+        keys, items = pc.list_flatten(entries).flatten()
         yield from run_parts(self.key, keys, inner)
         yield from run_parts(self.item, items, inner)
 
@@ -184,20 +183,17 @@ class Structs(Nested):
         return b"S" + len(self.names).to_bytes(4, "little") + b"".join(fields)
 
     def pieces(self, array: pa.Array, runs: pa.Array) -> Iterator[pa.Array]:
-        children = _fields(array)
+        children = array.flatten()  # a child is NULL where its struct is
         for i in self.order:
             yield from run_parts(self.families[i], children[i], runs)
 
 
-def _fields(structs: pa.Array) -> list[pa.Array]:
-    """The fields of structs, NULL where the struct is.
-
-    `StructArray.flatten` of a slice loses rows of null-typed fields (pyarrow 26).
-    """
-    return [
-        pa.nulls(len(structs)) if pa.types.is_null(field.type) else field
-        for field in structs.flatten()
-    ]
+def _entries(maps: pa.Array) -> pa.Array:
+    """Maps as lists of structs. (Arrow's cast miscounts null-typed values of a slice.)"""
+    pairs = pa.StructArray.from_arrays([maps.keys, maps.items], ["key", "value"])
+    start_anew = pc.add(maps.offsets, 0)  # a mask wants offsets that are no slice
+    is_null = pc.is_null(maps) if maps.null_count else None
+    return pa.ListArray.from_arrays(start_anew, pairs, mask=is_null)
 
 
 def _lengths(lists: pa.Array) -> pa.Array:

@@ -100,7 +100,7 @@ def is_nested(type_: Type) -> bool:
 
 def family(type_: str) -> str:
     """One letter for a scalar type."""
-    word = type_.split(":")[0]
+    word = type_.split(":", maxsplit=1)[0]
     if "int" in word:
         return "i"
     for start, letter in (("float", "f"), ("date", "D"), ("time:", "m"), ("timestamp", "t")):

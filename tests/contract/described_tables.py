@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+
 from tests.contract.content_hash_reference import Type, Value, expanded
 
 _PLAIN = {

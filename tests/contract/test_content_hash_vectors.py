@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from tests.contract.content_hash_reference import VECTORS, reference_hash, written
-from tests.contract.described_tables import arrow_table
 
 from bus.hashing import HashPlan, content_hash
+from tests.contract.content_hash_reference import VECTORS, reference_hash, written
+from tests.contract.described_tables import arrow_table
 
 TABLES: list[dict[str, Any]] = json.loads(VECTORS.read_text(encoding="utf-8"))
 BY_NAME = {table["name"]: table for table in TABLES}

@@ -19,8 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
-from tests.contract import content_hash_reference as reference
-from tests.contract.described_tables import arrow_array, arrow_table
 
 from bus.hashing import (
     ContentHasher,
@@ -34,6 +32,8 @@ from bus.hashing import (
     order,
     out_of_core,
 )
+from tests.contract import content_hash_reference as reference
+from tests.contract.described_tables import arrow_array, arrow_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ from bus.objects import SyncError
 from bus.settings import Settings
 from bus.specs import Registry
 from bus.staging import Staging
+from tests.forks import exit_code_of
 from tests.jobs import codes, commit, manifest_of, new_lake, put_job, small_table, verdict_of
 
 if TYPE_CHECKING:
@@ -314,18 +316,26 @@ def test_syncs_are_shared_by_a_group(
     assert set(synced) == {str(p) for p in prefixes} | {str(lake.objects), str(lake.work / "many")}
 
 
-def test_whoever_opens_a_file_while_we_hold_its_lease_does_not_end_us(tmp_path: Path) -> None:
+def test_whoever_opens_a_file_while_we_hold_its_lease_does_not_end_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The kernel tells the holder of a lease by SIGIO that somebody wants to write: unasked, that
     # signal ends a process.
     (tmp_path / "file").write_bytes(b"x")
-    fd = os.open(tmp_path / "file", os.O_RDONLY)
-    try:
-        assert disk.try_read_lease(fd)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        with pytest.raises(BlockingIOError):
-            os.open(tmp_path / "file", os.O_WRONLY | os.O_NONBLOCK)
-    finally:
-        os.close(fd)
+    call, broken = fcntl.fcntl, tmp_path / "broken"
+
+    def meet_a_writer(fd: int, command: int, argument: int) -> Any:
+        result = call(fd, command, argument)
+        if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):
+            with suppress(BlockingIOError):
+                os.open(tmp_path / "file", os.O_WRONLY | os.O_NONBLOCK)
+            broken.touch()
+        return result
+
+    monkeypatch.setattr(fcntl, "fcntl", meet_a_writer)
+
+    assert exit_code_of(lambda: disk.try_read_lease(os.open(tmp_path / "file", os.O_RDONLY))) == 0
+    assert broken.exists()
 
 
 # ── faults of ours ────────────────────────────────────────────────────────────────────────────

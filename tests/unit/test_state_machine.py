@@ -168,7 +168,7 @@ class BusMachine(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(writer_module, "Catalog", LightCatalog)
-        self.scene = Scene(Path(tempfile.mkdtemp(prefix="bus-machine-")))
+        self.scene = Scene(Path(tempfile.mkdtemp(prefix="bus-machine-")), lineage_wait_s=0.0)
         self.pipe: Pipeline = self.scene.pipe()
         self.model = Model()
         self.asked: list[Job] = []  # everything that was ever submitted
@@ -216,9 +216,9 @@ class BusMachine(RuleBasedStateMachine):
             job = replace(job, fields={"kind": "alerts_std"})
         self._submit(job)
 
-    @rule(job_id=CHANGE_IDS, target=IDS, by=IDS, alias=ALIASES, tag=TAGS, data=st.data())
-    def change(self, job_id: str, target: str, by: str, alias: str, tag: str, data: Any) -> None:
-        reference = f"job:{target}/t0"
+    @rule(job_id=CHANGE_IDS, on=IDS, by=IDS, alias=ALIASES, tag=TAGS, data=st.data())
+    def change(self, job_id: str, on: str, by: str, alias: str, tag: str, data: Any) -> None:
+        reference = f"job:{on}/t0"
         changes: list[dict[str, Any]] = [
             {"op": "tombstone", "target": reference, "reason": "wrong"},
             {"op": "supersede", "target": reference, "by": f"job:{by}/t0"},
@@ -372,13 +372,13 @@ class BusMachine(RuleBasedStateMachine):
         self.pipe.run()
         assert self.scene.findings() == []
         status = {self.ids[key]: self.model.status(key) for key in self.ids}
-        sql = f"SELECT DISTINCT artifact_id, status FROM catalog.artifacts_asof({self.seq})"  # noqa: S608 - a number of ours
+        sql = f"SELECT DISTINCT artifact_id, status FROM catalog.artifacts_asof({self.seq})"
         found = select(self.pipe.lake, self.pipe.settings, sql)[1]
         assert sorted(found) == sorted(status.items())
 
 
 def test_no_sequence_of_submissions_kills_and_losses_leads_away_from_the_model() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         BusMachine,
         settings=hypothesis.settings(max_examples=EXAMPLES, stateful_step_count=STEPS),
     )

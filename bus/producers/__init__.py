@@ -1,0 +1,4 @@
+"""Adapters from the outside world to `bus.client.Bus`: each turns what somebody has into jobs.
+
+`files`: Parquet files on disk, as the command line and scripts hand them in.
+"""
