@@ -272,10 +272,14 @@ class _JobDecider:
         deduped = known is not None and not known.tombstoned
         if not deduped:
             self._made[artifact_id] = Known(facts.file_hash)
-        content: dict[str, Any] = {} if deduped else {
-            "columns": facts.columns,
-            "column_stats": facts.column_stats,
-        }
+        content: dict[str, Any] = (
+            {}
+            if deduped
+            else {
+                "columns": facts.columns,
+                "column_stats": facts.column_stats,
+            }
+        )
         return ArtifactRecord(
             name=facts.name,
             artifact_id=artifact_id,

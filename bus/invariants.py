@@ -317,9 +317,7 @@ WHERE job_id = ? AND seq = ? ORDER BY use_no
 def _content(told: Receipt | RejectReason) -> list[Any]:
     if isinstance(told, RejectReason):
         return [problem.model_dump() for problem in told.problems]
-    return [
-        (a.name, a.artifact_id, a.file_hash, a.content_hash, a.rows) for a in told.artifacts
-    ]
+    return [(a.name, a.artifact_id, a.file_hash, a.content_hash, a.rows) for a in told.artifacts]
 
 
 def _expected(facts: Manifest, told: Receipt | RejectReason, problems: str | None) -> list[Any]:

@@ -92,9 +92,11 @@ Utc = Annotated[AwareDatetime, AfterValidator(_utc), PlainSerializer(iso, return
 
 
 def _values(value: Any) -> Any:
-    return {k: [v] if isinstance(v, str) else v for k, v in value.items()} if isinstance(
-        value, dict
-    ) else value
+    return (
+        {k: [v] if isinstance(v, str) else v for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _listed(value: Any) -> Any:

@@ -91,9 +91,7 @@ class Staging:
         if kind is not None:
             self.discard()
 
-    def add(
-        self, data: Any, *, name: str | None = None, move: bool = False, **fields: Any
-    ) -> None:
+    def add(self, data: Any, *, name: str | None = None, move: bool = False, **fields: Any) -> None:
         """Add one artifact: a table, or the path of a Parquet file.
 
         `data` is anything with the Arrow PyCapsule interface (pyarrow, pandas, polars, DuckDB

@@ -10,7 +10,6 @@ import multiprocessing
 import signal
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -24,6 +23,7 @@ from tests.pipeline import LightCatalog, Pipeline, table
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
+    from pathlib import Path
 
 _fork_server = multiprocessing.get_context("forkserver")
 _fork_server.set_forkserver_preload(["tests.crash_kit"])

@@ -189,7 +189,7 @@ class Structs(Nested):
 
 
 def _entries(maps: pa.Array) -> pa.Array:
-    """Maps as lists of structs. (Arrow's cast miscounts null-typed values of a slice.)"""
+    """Maps as lists of structs. Arrow's cast miscounts null-typed values of a slice."""
     pairs = pa.StructArray.from_arrays([maps.keys, maps.items], ["key", "value"])
     start_anew = pc.add(maps.offsets, 0)  # a mask wants offsets that are no slice
     is_null = pc.is_null(maps) if maps.null_count else None

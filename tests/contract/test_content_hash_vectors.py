@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pytest
 
 from bus.hashing import HashPlan, content_hash
 from tests.contract.content_hash_reference import VECTORS, reference_hash, written
 from tests.contract.described_tables import arrow_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TABLES: list[dict[str, Any]] = json.loads(VECTORS.read_text(encoding="utf-8"))
 BY_NAME = {table["name"]: table for table in TABLES}

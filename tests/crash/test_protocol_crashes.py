@@ -44,7 +44,9 @@ BATCH = [
     ),
 ]
 #: Another, to be killed twice.
-MORE = [Job(f"more-{n}", (20 + n, 30 + n)) for n in range(3)] + [Job("more-broken", (9,), broken=True)]
+MORE = [Job(f"more-{n}", (20 + n, 30 + n)) for n in range(3)] + [
+    Job("more-broken", (9,), broken=True)
+]
 ALL = {job.job_id: job for job in [*BEFORE, *BATCH, *MORE]}
 #: Points that are passed for each job of a batch: the second passing finds a job half done.
 ONCE_A_JOB = (

@@ -142,7 +142,9 @@ def test_publishing_syncs_the_file_before_its_name_and_the_name_after(
     real_sync, real_replace = os.fsync, os.replace
 
     def fsync(fd: int) -> None:
-        did.append(f"sync {os.readlink(f'/proc/self/fd/{fd}').removeprefix(str(tmp_path))}")
+        did.append(
+            f"sync {str(Path(f'/proc/self/fd/{fd}').readlink()).removeprefix(str(tmp_path))}"
+        )
         real_sync(fd)
 
     def replace(source: Path, target: Path) -> None:

@@ -296,9 +296,7 @@ def test_extension_types_run_ends_and_lists_of_any_kind_are_what_they_store() ->
 
 def test_names_of_list_elements_and_map_entries_do_not_matter() -> None:
     pairs = [[("x", 1.5), ("y", None)], None, []]
-    odd = pa.map_(
-        pa.field("k", pa.string(), nullable=False), pa.field("topics", pa.float64())
-    )
+    odd = pa.map_(pa.field("k", pa.string(), nullable=False), pa.field("topics", pa.float64()))
     maps = [pa.array(pairs, type_) for type_ in (pa.map_(pa.string(), pa.float64()), odd)]
     assert len({content_hash(pa.table({"m": array})) for array in maps}) == 1
     names = [pa.field(name, pa.int8(), nullable=name == "item") for name in ("item", "element")]

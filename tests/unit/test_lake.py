@@ -192,7 +192,7 @@ def test_a_lake_across_file_systems_is_refused_by_trying(
         real(source, target, **options)
 
     monkeypatch.setattr(os, "link", link)
-    with pytest.raises(Unavailable, match="no link or rename from .*inbox to .*objects") as caught:
+    with pytest.raises(Unavailable, match=r"no link or rename from .*inbox to .*objects") as caught:
         lake.probe()
     assert caught.value.code == "E507"
     assert os.listdir(lake.inbox) == []
