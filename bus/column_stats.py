@@ -15,18 +15,8 @@ import math
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
-from bus.hashing.columns import (
-    Column,
-    Dates,
-    Decimals,
-    Floats,
-    Integers,
-    Spans,
-    Text,
-    Timestamps,
-    UnhashableType,
-    decoded,
-)
+from bus.hashing.columns import Column, UnhashableType, decoded
+from bus.hashing.families import Dates, Decimals, Floats, Integers, Spans, Text, Timestamps
 from bus.hashing.nested import family_of
 
 if TYPE_CHECKING:

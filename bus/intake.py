@@ -34,6 +34,7 @@ from bus.objects import ChangedError, Shelf, SyncError, synced
 from bus.readiness import LOOK_AGAIN_S, is_committed, wait_s
 from bus.submission import read_submission
 from bus.validation import (
+    SORT_PREFIX,
     Judgement,
     NeedsChildError,
     NotYetError,
@@ -478,11 +479,15 @@ def _is_free(path: Path) -> bool:
 
 
 def clean(lake: Lake) -> int:
-    """Remove staging that nobody touched for a day, and claims of jobs that have moved on.
+    """Remove what nobody touched for a day, and claims of jobs that have moved on.
 
+    The former are producers' staging, and the room for a sort of a validator that was killed.
     Returns how many entries were removed.
     """
-    stale = list(lake.stale_staging(STALE_STAGING_S, time.time()))
+    now_s = time.time()
+    stale = list(lake.stale_staging(STALE_STAGING_S, now_s))
+    sorts = lake.run.glob(f"{SORT_PREFIX}*")
+    stale += [path for path in sorts if now_s - path.stat().st_ctime > STALE_STAGING_S]
     for path in stale:
         disk.remove_tree(path)
     alive = {

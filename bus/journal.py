@@ -7,8 +7,10 @@ edit of any record shows in the next one.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import secrets
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,12 +21,14 @@ from bus.errors import Damaged
 from bus.model import CommitRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from bus.lake import Lake
 
 #: `prev` of the first record.
 GENESIS = "0" * 64
+_CHUNK_COMMITS = 200
+_CHUNK_ARTIFACTS = 2_000
 
 
 class NumberTakenError(Exception):
@@ -124,3 +128,29 @@ class Journal:
     def numbers(self) -> list[int]:
         """Every number present, ascending: for verification only, it lists the directory."""
         return sorted(int(p.stem) for p in self._lake.journal.glob("[0-9]*.json"))
+
+
+def in_chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
+    """Commits in groups that are worth a transaction and bounded in memory."""
+    chunk: list[Commit] = []
+    artifacts = 0
+    for commit in commits:
+        chunk.append(commit)
+        artifacts += sum(len(job.artifacts) for job in commit.record.jobs)
+        if len(chunk) >= _CHUNK_COMMITS or artifacts >= _CHUNK_ARTIFACTS:
+            yield chunk
+            chunk, artifacts = [], 0
+    if chunk:
+        yield chunk
+
+
+@contextmanager
+def reading_much() -> Iterator[None]:
+    """For reading a whole journal: records hold no cycles, and looking for some costs a third."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -80,6 +80,7 @@ class Lake:
         self.run_trees = self.store / "runs"
         self.artifacts = self.root / "artifacts"
         self.manifest_db = self.root / "manifest" / "manifest.sqlite"
+        self.manifest_begun = self.root / "manifest" / ".manifest.sqlite.begun"  # by a rebuild
         self.catalog_db = self.root / "catalog" / "bus.duckdb"
         self.catalog_work = self.root / "catalog" / ".work" / "bus.duckdb"
         self.exports = self.root / "exports"
@@ -282,6 +283,10 @@ class Lake:
     def artifact_path(self, kind: str, schema_version: int, artifact_id: str) -> Path:
         """The link that `canon.<kind>` reads."""
         return self.artifacts / f"{kind}/v{schema_version}/{artifact_id}.parquet"
+
+    def artifact_place(self, kind: str, schema_version: int, artifact_id: str) -> tuple[str, str]:
+        """Directory and name of that link as texts: a rebuild looks at every one."""
+        return f"{self.artifacts}/{kind}/v{schema_version}", f"{artifact_id}.parquet"
 
     def kind_dirs(self) -> Iterator[Path]:
         """Every `artifacts/<kind>/v<N>` that there is."""

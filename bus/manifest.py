@@ -31,6 +31,7 @@ from bus.model import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from bus.journal import Commit
     from bus.lake import Lake
@@ -72,11 +73,13 @@ class Manifest:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self._begun: Path | None = None
 
     @classmethod
     def open(cls, lake: Lake) -> Self:
         """Open for writing, creating it when it is missing. The caller is the writer.
 
+        Whoever has brought it up to date calls `index` before searching it.
         Raises `BrokenManifestError`; so does every other method that meets damage.
         """
         db = sqlite3.connect(lake.manifest_db, isolation_level=None, check_same_thread=False)
@@ -96,6 +99,30 @@ class Manifest:
             self._db.execute("PRAGMA wal_autocheckpoint = 4000")
             if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
                 self._create(lake)
+
+    @classmethod
+    def begin(cls, lake: Lake) -> Self:
+        """An empty one beside the live one, for a rebuild: fast, and worth nothing until `finish`."""
+        path = lake.manifest_begun
+        disk.remove(path)
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode = MEMORY")
+        db.execute("PRAGMA synchronous = OFF"); db.execute("PRAGMA page_size = 16384")
+        db.execute("PRAGMA cache_size = -65536")
+        manifest = cls(db)
+        manifest._begun = path
+        manifest._create(lake)
+        return manifest
+
+    def finish(self, lake: Lake) -> Self:
+        """Make the indexes that are missing; what was begun takes the place of the live one."""
+        self.index()
+        if self._begun is None:
+            return self
+        self.close()
+        self.delete(lake)
+        disk.publish_file(self._begun, lake.manifest_db)
+        return self.open(lake)
 
     @classmethod
     def read(cls, lake: Lake) -> Self:
@@ -118,7 +145,7 @@ class Manifest:
         self._db.close()
 
     def _create(self, lake: Lake) -> None:
-        self._db.executescript("BEGIN;" + statement("schema"))
+        self._db.executescript("BEGIN;" + statement("tables"))
         facts = {
             "schema_version": SCHEMA_VERSION,
             "applied_seq": 0,
@@ -128,6 +155,11 @@ class Manifest:
         }
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         self._db.execute("COMMIT")
+
+    def index(self) -> None:
+        """Make the indexes that are missing: all of them after a rebuild."""
+        with _told_broken():
+            self._db.executescript(statement("indexes"))
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────
 
@@ -253,7 +285,7 @@ class _Applier:
         self._tables.clear()
 
     def _job(self, job: JobRecord) -> None:
-        problems = [p.model_dump() for p in job.problems]
+        problems = [p.model_dump() for p in job.problems] if job.problems else None
         self._add(
             "jobs",
             None,
@@ -274,7 +306,7 @@ class _Applier:
         )
         if job.outcome is not Outcome.COMMITTED:
             return
-        meta_json = to_json(job.meta).decode()
+        meta_json = to_json(job.meta).decode() if job.meta else "{}"
         self._run(job, meta_json)
         for artifact in job.artifacts:
             self._artifact(artifact)

@@ -3,7 +3,7 @@
 -- A `*_facts` row says what became true at `added_seq` and, once `ended_seq` is set, what stopped
 -- being true then; `ended_seq IS NULL` is the present. The documents' tables are views over facts.
 
--- name: schema
+-- name: tables
 -- Identity of this view: schema version, applied commit, the lake's public root.
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
@@ -25,12 +25,6 @@ CREATE TABLE artifact_facts(
   min_ts TEXT, max_ts TEXT, columns_json TEXT NOT NULL, created_at TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER);
 CREATE INDEX artifact_facts_id ON artifact_facts(artifact_id);
-CREATE INDEX idx_artifacts_type_key ON artifact_facts(artifact_type, logical_key);
-CREATE INDEX idx_artifacts_content_hash ON artifact_facts(content_hash);
-CREATE INDEX idx_artifacts_type_key_content
-  ON artifact_facts(artifact_type, schema_version, logical_key, content_hash);
-CREATE INDEX artifact_facts_created ON artifact_facts(created_at);
-CREATE INDEX artifact_facts_file ON artifact_facts(file_hash);
 
 -- Statistics of each column of each artifact, as validators read them: a JSON text, because a row
 -- for each column would be most of the rows and most of the time that indexing a commit takes.
@@ -41,7 +35,6 @@ CREATE TABLE runs(
   run_id TEXT PRIMARY KEY, producer TEXT NOT NULL, created_at_utc TEXT NOT NULL,
   first_seen_at TEXT NOT NULL, last_seen_at TEXT NOT NULL, first_seq INTEGER NOT NULL,
   last_seq INTEGER NOT NULL, meta_json TEXT NOT NULL);
-CREATE INDEX runs_last_seq ON runs(last_seq);
 
 -- Uses: which run delivered or used which artifact under which name.
 CREATE TABLE run_artifacts(
@@ -50,10 +43,6 @@ CREATE TABLE run_artifacts(
   schema_version INTEGER NOT NULL, schema_hint TEXT, rows INTEGER NOT NULL,
   file_hash TEXT NOT NULL, content_hash TEXT NOT NULL, deduped INTEGER NOT NULL, mode TEXT,
   created_at_utc TEXT NOT NULL, ingested_at TEXT NOT NULL, meta_json TEXT NOT NULL);
-CREATE INDEX run_artifacts_run ON run_artifacts(run_id, name);
-CREATE INDEX run_artifacts_job ON run_artifacts(job_id, name);
-CREATE INDEX run_artifacts_artifact ON run_artifacts(artifact_id);
-CREATE INDEX run_artifacts_seq ON run_artifacts(seq);
 
 -- Submissions: each verdict once, with its outcome.
 CREATE TABLE jobs(
@@ -61,26 +50,21 @@ CREATE TABLE jobs(
   submission_id TEXT, seq INTEGER NOT NULL, outcome TEXT NOT NULL, first_seq INTEGER,
   job_digest TEXT, run_id TEXT, producer TEXT, kind TEXT, created_at_utc TEXT,
   committed_at_utc TEXT NOT NULL, artifacts INTEGER NOT NULL, problems_json TEXT);
-CREATE INDEX jobs_id ON jobs(job_id, outcome);
-CREATE INDEX jobs_seq ON jobs(seq);
 
 CREATE TABLE lineage_facts(
   artifact_id TEXT NOT NULL, input_artifact_id TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (artifact_id, input_artifact_id, added_seq)) WITHOUT ROWID;
-CREATE INDEX lineage_facts_input ON lineage_facts(input_artifact_id);
 
 CREATE TABLE tag_facts(
   artifact_id TEXT NOT NULL, k TEXT NOT NULL, v TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (artifact_id, k, v, added_seq)) WITHOUT ROWID;
-CREATE INDEX tag_facts_kv ON tag_facts(k, v);
 
 CREATE TABLE supersede_facts(
   artifact_id TEXT NOT NULL, supersedes_artifact_id TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (artifact_id, supersedes_artifact_id, added_seq)) WITHOUT ROWID;
-CREATE INDEX supersede_facts_old ON supersede_facts(supersedes_artifact_id);
 
 CREATE TABLE tombstone_facts(
   artifact_id TEXT NOT NULL, reason TEXT NOT NULL,
@@ -98,19 +82,6 @@ CREATE TABLE pin_facts(
   PRIMARY KEY (pin, artifact_id, added_seq)) WITHOUT ROWID;
 
 -- What commits added and ended, for the views that follow commit by commit.
-CREATE INDEX artifact_facts_ended ON artifact_facts(ended_seq) WHERE ended_seq IS NOT NULL;
-CREATE INDEX lineage_facts_added ON lineage_facts(added_seq);
-CREATE INDEX lineage_facts_ended ON lineage_facts(ended_seq) WHERE ended_seq IS NOT NULL;
-CREATE INDEX tag_facts_added ON tag_facts(added_seq);
-CREATE INDEX tag_facts_ended ON tag_facts(ended_seq) WHERE ended_seq IS NOT NULL;
-CREATE INDEX supersede_facts_added ON supersede_facts(added_seq);
-CREATE INDEX supersede_facts_ended ON supersede_facts(ended_seq) WHERE ended_seq IS NOT NULL;
-CREATE INDEX tombstone_facts_added ON tombstone_facts(added_seq);
-CREATE INDEX tombstone_facts_ended ON tombstone_facts(ended_seq) WHERE ended_seq IS NOT NULL;
-CREATE INDEX alias_facts_added ON alias_facts(added_seq);
-CREATE INDEX alias_facts_ended ON alias_facts(ended_seq) WHERE ended_seq IS NOT NULL;
-CREATE INDEX pin_facts_added ON pin_facts(added_seq);
-CREATE INDEX pin_facts_ended ON pin_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 
 -- How far the views behind this one have come; not part of the truth, only a hint where to go on.
 CREATE TABLE progress(view TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
@@ -152,6 +123,39 @@ SELECT a.artifact_id, s.key AS ordinal, json_extract(s.value, '$.name') AS name,
        json_extract(s.value, '$.nulls') AS nulls, json_extract(s.value, '$.min') AS min,
        json_extract(s.value, '$.max') AS max
 FROM artifact_facts a JOIN column_stats_facts f USING (artifact_no), json_each(f.stats_json) s;
+
+-- name: indexes
+-- What readers and the writer search by. Made after a rebuild, because filling a table that has them
+-- costs half as much again; `artifact_facts_id` alone is needed while commits are written down.
+CREATE INDEX IF NOT EXISTS idx_artifacts_type_key ON artifact_facts(artifact_type, logical_key);
+CREATE INDEX IF NOT EXISTS idx_artifacts_content_hash ON artifact_facts(content_hash);
+CREATE INDEX IF NOT EXISTS idx_artifacts_type_key_content
+  ON artifact_facts(artifact_type, schema_version, logical_key, content_hash);
+CREATE INDEX IF NOT EXISTS artifact_facts_created ON artifact_facts(created_at);
+CREATE INDEX IF NOT EXISTS artifact_facts_file ON artifact_facts(file_hash);
+CREATE INDEX IF NOT EXISTS runs_last_seq ON runs(last_seq);
+CREATE INDEX IF NOT EXISTS run_artifacts_run ON run_artifacts(run_id, name);
+CREATE INDEX IF NOT EXISTS run_artifacts_job ON run_artifacts(job_id, name);
+CREATE INDEX IF NOT EXISTS run_artifacts_artifact ON run_artifacts(artifact_id);
+CREATE INDEX IF NOT EXISTS run_artifacts_seq ON run_artifacts(seq);
+CREATE INDEX IF NOT EXISTS jobs_id ON jobs(job_id, outcome);
+CREATE INDEX IF NOT EXISTS jobs_seq ON jobs(seq);
+CREATE INDEX IF NOT EXISTS lineage_facts_input ON lineage_facts(input_artifact_id);
+CREATE INDEX IF NOT EXISTS tag_facts_kv ON tag_facts(k, v);
+CREATE INDEX IF NOT EXISTS supersede_facts_old ON supersede_facts(supersedes_artifact_id);
+CREATE INDEX IF NOT EXISTS artifact_facts_ended ON artifact_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS lineage_facts_added ON lineage_facts(added_seq);
+CREATE INDEX IF NOT EXISTS lineage_facts_ended ON lineage_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tag_facts_added ON tag_facts(added_seq);
+CREATE INDEX IF NOT EXISTS tag_facts_ended ON tag_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS supersede_facts_added ON supersede_facts(added_seq);
+CREATE INDEX IF NOT EXISTS supersede_facts_ended ON supersede_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tombstone_facts_added ON tombstone_facts(added_seq);
+CREATE INDEX IF NOT EXISTS tombstone_facts_ended ON tombstone_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS alias_facts_added ON alias_facts(added_seq);
+CREATE INDEX IF NOT EXISTS alias_facts_ended ON alias_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS pin_facts_added ON pin_facts(added_seq);
+CREATE INDEX IF NOT EXISTS pin_facts_ended ON pin_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 
 -- name: advance
 -- Move to the next commit, but only from the one it follows.

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from bus.catalog import DIGESTED, Catalog, connect_snapshot
-from bus.journal import GENESIS, Journal
+from bus.journal import GENESIS, Journal, in_chunks, reading_much
 from bus.lake import Lake
 from bus.manifest import Manifest
 from bus.sqltypes import quoted
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 #: Hints where to go on with file views: not made from the journal.
 _NOT_FROM_THE_JOURNAL = {"progress"}
 _SHOWN = 3
-_CHUNK_ARTIFACTS = 2_000
-_CHUNK_COMMITS = 200
 
 Row = tuple[Any, ...]
 
@@ -42,9 +40,8 @@ class Twin:
         self._lake = Lake(folder, lake.public_root)
         self._lake.create()
         self._commits = Journal(lake).after(0, GENESIS)
-        self._chunk: list[Commit] = []
         self._ahead: Commit | None = None
-        self.manifest = Manifest.open(self._lake)
+        self.manifest = Manifest.begin(self._lake)
 
     def close(self) -> None:
         """Close the manifest; the directory is the caller's."""
@@ -53,30 +50,21 @@ class Twin:
     def grow(self, seq: int | None, look: Callable[[Commit], None] = lambda _: None) -> None:
         """Apply commits up to and including `seq` (None: all there are); `look` sees each once.
 
-        Raises `Damaged` where the journal breaks; what came before it is applied.
+        Raises `Damaged` where the journal breaks.
         """
-        artifacts = 0
-        try:
-            while (commit := self._next(seq)) is not None:
-                look(commit)
-                self._chunk.append(commit)
-                artifacts += sum(len(job.artifacts) for job in commit.record.jobs)
-                if artifacts >= _CHUNK_ARTIFACTS or len(self._chunk) >= _CHUNK_COMMITS:
-                    self._flush()
-                    artifacts = 0
-        finally:
-            self._flush()
+        with reading_much():
+            for chunk in in_chunks(self._until(seq, look)):
+                self.manifest.apply(chunk)
+        self.manifest.index()
 
-    def _next(self, seq: int | None) -> Commit | None:
-        commit, self._ahead = self._ahead or next(self._commits, None), None
-        if commit is not None and seq is not None and commit.record.seq > seq:
+    def _until(self, seq: int | None, look: Callable[[Commit], None]) -> Iterator[Commit]:
+        while (commit := self._ahead or next(self._commits, None)) is not None:
             self._ahead = commit
-            return None
-        return commit
-
-    def _flush(self) -> None:
-        self.manifest.apply(self._chunk)
-        self._chunk.clear()
+            if seq is not None and commit.record.seq > seq:
+                return
+            self._ahead = None
+            look(commit)
+            yield commit
 
     def catalog_differences(
         self, published: duckdb.DuckDBPyConnection, settings: Settings, registry: Registry

@@ -29,14 +29,29 @@ if TYPE_CHECKING:
 log = structlog.get_logger("bus.views")
 
 
-def link_artifacts(lake: Lake, record: CommitRecord) -> None:
-    """Make `artifacts/` show what this commit added, and no longer what it took away."""
+#: Directories of `artifacts/`, and the names in each.
+Listing = dict[str, set[str]]
+
+
+def listing(lake: Lake) -> Listing:
+    """What lies in `artifacts/`: a rebuild finds most links there, and need not try each."""
+    return {str(directory): set(os.listdir(directory)) for directory in lake.kind_dirs()}
+
+
+def link_artifacts(lake: Lake, record: CommitRecord, there: Listing | None = None) -> None:
+    """Make `artifacts/` show what this commit added; `there` is known to be made."""
     for job in record.jobs:
         if job.outcome is not Outcome.COMMITTED:
             continue
         for artifact in job.artifacts:
-            if artifact.decision != "deduped":
-                _link_artifact(lake, artifact)
+            if artifact.decision == "deduped":
+                continue
+            if there is not None and artifact.decision == "created":
+                place = (artifact.kind, artifact.schema_version, artifact.artifact_id)
+                directory, name = lake.artifact_place(*place)
+                if name in there.get(directory, ()):
+                    continue
+            _link_artifact(lake, artifact)
 
 
 def unlink_inactive(lake: Lake, record: CommitRecord, manifest: Manifest) -> None:
@@ -173,17 +188,17 @@ def prune_artifacts(lake: Lake, manifest: Manifest) -> int:
     Only for a rebuild: it lists the whole tree. Names of the catalog's own (those that do not look
     like an artifact_id) stay.
     """
-    owned: dict[Path, set[str]] = {}
+    owned: Listing = {}
     for kind, version, artifact_id in manifest.rows(
         "SELECT artifact_type, schema_version, artifact_id FROM artifacts WHERE status = 'active'"
     ):
-        path = lake.artifact_path(kind, version, artifact_id)
-        owned.setdefault(path.parent, set()).add(path.name)
+        directory, name = lake.artifact_place(kind, version, artifact_id)
+        owned.setdefault(directory, set()).add(name)
     stray = [
-        directory / name
-        for directory in lake.kind_dirs()
-        for name in os.listdir(directory)
-        if name not in owned.get(directory, ()) and name.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
+        os.path.join(directory, name)  # noqa: PTH118 - texts, as there may be a million
+        for directory, names in listing(lake).items()
+        for name in names - owned.get(directory, set())
+        if name.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
     ]
     for path in stray:
         disk.remove(path)

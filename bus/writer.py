@@ -24,7 +24,7 @@ from bus.catalog import Catalog
 from bus.decisions import decide
 from bus.errors import Code, LakeBusy
 from bus.hashing import file_hash
-from bus.journal import GENESIS, Journal, NumberTakenError
+from bus.journal import GENESIS, Journal, NumberTakenError, in_chunks, reading_much
 from bus.lake import MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT
 from bus.manifest import SCHEMA_VERSION, BrokenManifestError, Manifest, StaleManifestError
 from bus.model import (
@@ -37,7 +37,7 @@ from bus.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from bus.decisions import Decisions
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("bus.writer")
 
 _BATCH_MAX_ARTIFACTS = 5_000
-_REPLAY_MAX_COMMITS = 200
-_REPLAY_MAX_ARTIFACTS = 2_000
 _TREE_STEPS = 50
 _LOCK_POLL_S = 0.2
 _READY_POLL_S = 0.004
@@ -188,6 +186,8 @@ class Writer:
 
     def _open_manifest(self) -> Manifest:
         """The manifest, if it is sound and continues the journal; else an empty one."""
+        if not self._lake.manifest_db.exists():
+            return Manifest.begin(self._lake)
         try:
             manifest = Manifest.open(self._lake)
             if self._continues_journal(manifest):
@@ -197,8 +197,7 @@ class Writer:
         except BrokenManifestError as error:
             reason = str(error)
         log.warning("manifest_rebuilt", reason=reason)
-        Manifest.delete(self._lake)
-        return Manifest.open(self._lake)
+        return Manifest.begin(self._lake)
 
     def _continues_journal(self, manifest: Manifest) -> bool:
         meta = manifest.meta()
@@ -220,10 +219,13 @@ class Writer:
         self._linked = self._manifest.progress("links")
         self._treed = self._manifest.progress("trees")
         self._link_until(seq)
-        for chunk in _in_chunks(self._journal.after(seq, sha256)):
-            self._manifest.apply(chunk, self._progress())
-            for commit in chunk:
-                self._link(commit.record)
+        there = views.listing(self._lake) if seq == 0 else None
+        with reading_much():
+            for chunk in in_chunks(self._journal.after(seq, sha256)):
+                self._manifest.apply(chunk, self._progress())
+                for commit in chunk:
+                    self._link(commit.record, there)
+        self._manifest = self._manifest.finish(self._lake)
         if self.seq:  # whoever wrote the newest record may have died before it was durable
             self._journal.sync(self.seq)
 
@@ -490,8 +492,8 @@ class Writer:
 
     # ── step 11: views ────────────────────────────────────────────────────────────────────────
 
-    def _link(self, record: CommitRecord) -> None:
-        views.link_artifacts(self._lake, record)
+    def _link(self, record: CommitRecord, there: views.Listing | None = None) -> None:
+        views.link_artifacts(self._lake, record, there)
         views.unlink_inactive(self._lake, record, self._manifest)
         self._linked = record.seq
 
@@ -556,29 +558,14 @@ class Writer:
         self._lake.create()
         self._catalog.close()
         self._manifest.close()
-        Manifest.delete(self._lake)
         Catalog.delete(self._lake)
-        self._manifest = Manifest.open(self._lake)
+        self._manifest = Manifest.begin(self._lake)
         self._catch_up()
         views.prune_artifacts(self._lake, self._manifest)
         self._catalog = Catalog.open(self._lake, self._settings, self._registry, self._manifest)
         self._publish()
         self._tree = None
         self._treed = 0 if trees else self.seq
-
-
-def _in_chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
-    """Commits in groups that are worth a transaction and bounded in memory."""
-    chunk: list[Commit] = []
-    artifacts = 0
-    for commit in commits:
-        chunk.append(commit)
-        artifacts += sum(len(job.artifacts) for job in commit.record.jobs)
-        if len(chunk) >= _REPLAY_MAX_COMMITS or artifacts >= _REPLAY_MAX_ARTIFACTS:
-            yield chunk
-            chunk, artifacts = [], 0
-    if chunk:
-        yield chunk
 
 
 def _answer_name(job: JobRecord) -> str:

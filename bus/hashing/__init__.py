@@ -60,15 +60,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from bus.hashing.casting import LossyCast, cast, needs_cast
-from bus.hashing.columns import (
-    FLOATS,
-    Column,
-    Family,
-    UnhashableType,
-    decoded,
-    decoded_type,
-)
+from bus.hashing.columns import Column, Family, UnhashableType, decoded, decoded_type
 from bus.hashing.digest import CHUNK_ROWS, RowDigest, key_order
+from bus.hashing.families import FLOATS
 from bus.hashing.nested import family_of
 from bus.hashing.order import joined
 

@@ -58,6 +58,11 @@ def cast(array: pa.Array, target: pa.DataType, column: str) -> pa.Array:
 
 def _is_checked_by_arrow(source: pa.DataType, target: pa.DataType) -> bool:
     """Whether Arrow itself refuses every lossy cast between the two (all pairs were tried)."""
+    source, target = decoded_type(source), decoded_type(target)
+    if source == target:
+        return True
+    if pa.types.is_list(source) and (pa.types.is_list(target) or pa.types.is_large_list(target)):
+        return _is_checked_by_arrow(source.value_type, target.value_type)
     kinds: tuple[Callable[[pa.DataType], bool], ...] = (
         *(pa.types.is_integer, pa.types.is_timestamp, pa.types.is_time, pa.types.is_duration),
         *(pa.types.is_decimal, pa.types.is_date, _is_text, _is_bytes),

@@ -8,7 +8,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from bus.hashing.columns import Column, Family, Nulls, UnhashableType, bits, validity
+from bus.hashing.columns import Column, Family, UnhashableType, bits, validity
+from bus.hashing.families import Nulls
 from bus.hashing.order import follows, is_ordered, sort_permutation, taken
 
 if TYPE_CHECKING:

@@ -27,17 +27,14 @@ from bus.hashing.columns import (
     Column,
     Family,
     Parts,
-    Text,
     UnhashableType,
     data,
     decoded,
     decoded_type,
     kernel,
-    offsets,
-    scalar_family,
     validity,
-    without_null,
 )
+from bus.hashing.families import Text, offsets, scalar_family, without_null
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,20 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bus.hashing import ContentHasher, HashPlan
-from bus.hashing.columns import (
-    Bools,
-    Column,
-    Dates,
-    Decimals,
-    Family,
-    Floats,
-    Integers,
-    Nulls,
-    Text,
-    data,
-    validity,
-)
+from bus.hashing.columns import Column, Family, data, validity
 from bus.hashing.digest import CHUNK_ROWS
+from bus.hashing.families import Bools, Dates, Decimals, Floats, Integers, Nulls, Text
 from bus.hashing.nested import Nested
 
 if TYPE_CHECKING:

@@ -534,6 +534,8 @@ def test_a_cast_that_would_lose_something_is_an_error_that_names_the_column(
         ([1], pa.int64(), pa.decimal128(22, 2)),
         ([None], pa.null(), pa.float64()),
         ([[1.0]], pa.list_(pa.float64()), pa.list_(pa.int8())),
+        ([[], [None]], pa.list_(pa.null()), pa.list_(pa.string())),
+        ([[1]], pa.list_(pa.int8()), pa.large_list(pa.int64())),
         (["a"], pa.dictionary(pa.int8(), pa.string()), pa.large_string()),
     ],
     ids=str,

@@ -468,6 +468,7 @@ def test_clean_removes_leftovers_and_nothing_else(
 ) -> None:
     put_job(lake, "staged")
     (lake.inbox / ".staging-old").mkdir()
+    (lake.run / "sort-old").mkdir()
     for name in ("gone", "staged", "held"):
         claim_path(lake, name).touch()
 
@@ -480,6 +481,7 @@ def test_clean_removes_leftovers_and_nothing_else(
     monkeypatch.setattr(time, "time", lambda: tomorrow_s)
     clean(lake)
     assert not (lake.inbox / ".staging-old").exists()
+    assert not (lake.run / "sort-old").exists()
     assert (lake.inbox / "staged").exists()
 
 

@@ -26,6 +26,7 @@ from bus.parquet import Limits, open_parquet, source as source_module
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bus.errors import Problem
     from bus.parquet import ParquetSource
 
 REPOSITORY = Path(__file__).parents[2]
@@ -189,7 +190,7 @@ def _flipped(column: int) -> bytes:
 
 
 def _encrypted(*, plaintext_footer: bool) -> bytes:
-    class Plain(encryption.KmsClient):
+    class Plain(encryption.KmsClient):  # type: ignore[misc]  # pyarrow has no types
         def wrap_key(self, key: bytes, _master: str) -> bytes:
             return key.hex().encode()
 
@@ -423,7 +424,8 @@ def test_real_files_end_as_their_verdicts_say() -> None:
     verdicts = _verdicts()
     assert len(verdicts) == 190
     for verdict in verdicts:
-        found, shape = [], ("", "")
+        found: tuple[Problem, ...] = ()
+        shape = "", ""
         try:
             table = read(DATA / verdict["path"])
             shape = str(table.num_rows), str(table.num_columns)

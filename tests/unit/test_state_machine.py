@@ -19,7 +19,12 @@ import hypothesis
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
 
 from bus import writer as writer_module
 from bus.catalog import Catalog, select
@@ -37,19 +42,22 @@ if TYPE_CHECKING:
 EXAMPLES = 20
 STEPS = 12
 #: One example in so many ends with a look at the real catalog, which takes a second.
-WHOLE_EVERY = 5
+WHOLE_EVERY = 7
 ON_THEIR_WAY = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
 
 #: (logical key, number of the table): what tells artifacts apart.
 Key = tuple[str, int]
 
-IDS = st.sampled_from([f"j{n}" for n in range(5)])
-CHANGE_IDS = st.sampled_from([f"m{n}" for n in range(8)])
-NUMBERS = st.integers(0, 2)
+# Small pools, so that names and tables meet often.
+IDS = st.sampled_from(["j0", "j1", "j2"])
+OTHER_IDS = st.sampled_from([f"d{n}" for n in range(8)])
+CHANGE_IDS = st.sampled_from([f"m{n}" for n in range(12)])
+WHICH = st.integers(0, 11)
+NUMBERS = st.integers(0, 1)
 KEYS = st.sampled_from(["ka", "kb"])
 CODECS = st.sampled_from(["zstd", "snappy"])
 TAGS = st.sampled_from(["red", "blue"])
-ALIASES = st.sampled_from(["best", "worst"])
+OP = st.sampled_from(["tag", "untag", "alias", "alias", "no alias"])
 STAGING_POINTS = [point for point in CRASH_POINTS if point.startswith("stage.")]
 POINTS = [p for p in CRASH_POINTS if p not in STAGING_POINTS and p != "export.built"]
 #: What is wrong with a job, and the code that says so.
@@ -183,21 +191,25 @@ class BusMachine(RuleBasedStateMachine):
 
     # ── submitting ────────────────────────────────────────────────────────────────────────────
 
+    @initialize(drained=st.booleans())
+    def begin(self, *, drained: bool) -> None:
+        for number, key in enumerate(["ka", "kb"]):
+            self._submit(Job(f"first-{number}", (number,), keys=(key,)))
+        if drained:
+            self.drain()
+
     @rule(job_id=IDS, number=NUMBERS, key=KEYS, codec=CODECS, tag=TAGS)
     def submit(self, job_id: str, number: int, key: str, codec: str, tag: str) -> None:
         entries = {"tags": {"colour": tag}}
         self._submit(Job(job_id, (number,), codec=codec, keys=(key,), entries=entries))
 
-    @precondition(lambda self: self.asked)
-    @rule(which=st.integers(0, 99), change=st.sampled_from(["nothing", "bytes", "rows", "key"]))
+    @rule(which=WHICH, change=st.sampled_from(["nothing", "bytes", "rows", "key"]))
     def submit_again(self, which: int, change: str) -> None:
         self._submit(self._like(which, change))
 
-    @precondition(lambda self: self.asked)
-    @rule(which=st.integers(0, 99), change=st.sampled_from(["nothing", "bytes", "key"]), to=IDS)
-    def submit_a_duplicate(self, which: int, change: str, to: str) -> None:
-        job = self._like(which, change)
-        self._submit(replace(job, job_id=to if job.tables else f"m-{to}"))
+    @rule(which=WHICH, change=st.sampled_from(["nothing", "bytes", "key"]), job_id=OTHER_IDS)
+    def submit_a_duplicate(self, which: int, change: str, job_id: str) -> None:
+        self._submit(replace(self._like(which, change), job_id=job_id))
 
     def _like(self, which: int, change: str) -> Job:
         """A job of before, changed in one way; a job without tables as it was."""
@@ -207,7 +219,7 @@ class BusMachine(RuleBasedStateMachine):
         if change == "bytes":
             return replace(job, codec="snappy" if job.codec == "zstd" else "zstd")
         if change == "rows":
-            return replace(job, tables=((job.tables[0] + 1) % 3,))
+            return replace(job, tables=(1 - job.tables[0],))
         return replace(job, keys=("kb" if job.keys == ("ka",) else "ka",))
 
     @rule(job_id=IDS, number=NUMBERS, key=KEYS, fault=st.sampled_from(sorted(FAULTS)))
@@ -219,19 +231,32 @@ class BusMachine(RuleBasedStateMachine):
             job = replace(job, fields={"kind": "alerts_std"})
         self._submit(job)
 
-    @rule(job_id=CHANGE_IDS, on=IDS, by=IDS, alias=ALIASES, tag=TAGS, data=st.data())
-    def change(self, job_id: str, on: str, by: str, alias: str, tag: str, data: Any) -> None:
-        reference = f"job:{on}/t0"
-        changes: list[dict[str, Any]] = [
-            {"op": "tombstone", "target": reference, "reason": "wrong"},
-            {"op": "supersede", "target": reference, "by": f"job:{by}/t0"},
-            {"op": "tag", "target": reference, "tags": {"colour": tag}},
-            {"op": "untag", "target": reference, "tags": {"colour": tag}},
-            {"op": "alias", "kind": KIND, "alias": alias, "target": reference},
-            {"op": "alias", "kind": KIND, "alias": alias},
-        ]
-        chosen = data.draw(st.sampled_from(changes))
-        self._submit(Job(job_id, fields={"mutations": [chosen]}))
+    @rule(job_id=CHANGE_IDS, which=WHICH)
+    def withdraw(self, job_id: str, which: int) -> None:
+        self._change(job_id, op="tombstone", target=self._reference(which), reason="wrong")
+
+    @rule(job_id=CHANGE_IDS, old=WHICH, new=WHICH)
+    def supersede(self, job_id: str, old: int, new: int) -> None:
+        references = {"target": self._reference(old), "by": self._reference(new)}
+        self._change(job_id, op="supersede", **references)
+
+    @rule(job_id=CHANGE_IDS, op=OP, which=WHICH, tag=TAGS)
+    def tag_or_alias(self, job_id: str, op: str, which: int, tag: str) -> None:
+        reference = self._reference(which)
+        if op == "no alias":
+            self._change(job_id, op="alias", kind=KIND, alias="best")
+        elif op == "alias":
+            self._change(job_id, op="alias", kind=KIND, alias="best", target=reference)
+        else:
+            self._change(job_id, op=op, target=reference, tags={"colour": tag})
+
+    def _reference(self, which: int) -> str:
+        """To what a job of before delivers; the last of them may not be there yet, or never."""
+        jobs = [job for job in self.asked if job.tables]
+        return f"job:{jobs[which % len(jobs)].job_id}/t0"
+
+    def _change(self, job_id: str, **change: Any) -> None:
+        self._submit(Job(job_id, fields={"mutations": [change]}))
 
     def _submit(self, job: Job) -> None:
         self.asked.append(job)
