@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import lakes
 from benchmarks.cpu import cpu_s_of
+from bus.broker import Keys, open_redis
 from bus.client import Bus
 from bus.lake import Lake
 from bus.settings import Settings
@@ -18,6 +19,8 @@ from bus.supervisor import running
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    import redis
 
     from benchmarks.rounds import Lap, Rounds
 
@@ -54,34 +57,26 @@ class LiveBus:
         The event stream carries one entry a job, sent together with its receipt; so one reader
         hears of them all without asking for each.
         """
-        begin = self._newest_event()
-        for job_id in job_ids:
-            self.client.broker.ring(job_id)
-        waiting = set(job_ids)
-        reader = self.client.broker.waiter(timeout_s)
-        key = self.client.broker.keys.events
-        while waiting:
-            command = (
-                "XREAD",
-                "COUNT",
-                1000,
-                "BLOCK",
-                int(timeout_s * 1000),
-                "STREAMS",
-                key,
-                begin,
-            )
-            found: Any = reader.execute_command(*command)  # type: ignore[no-untyped-call]
-            assert found, f"{len(waiting)} jobs were not answered in {timeout_s:g} s"
-            for entry_id, fields in _entries(found):
-                begin = entry_id
-                assert fields.get("outcome") in {None, "committed"}, fields
-                waiting.discard(fields.get("job_id", ""))
+        address = self.client.broker.address
+        key = Keys(address.prefix).events
+        with open_redis(address.url, timeout_s=10.0, block_s=timeout_s) as listener:
+            begin = _newest(listener, key)
+            for job_id in job_ids:
+                self.client.broker.ring(job_id)
+            waiting = set(job_ids)
+            while waiting:
+                found: Any = listener.xread({key: begin}, count=1000, block=int(timeout_s * 1000))
+                assert found, f"{len(waiting)} jobs were not answered in {timeout_s:g} s"
+                for entry_id, fields in found[0][1]:
+                    begin = entry_id
+                    assert fields.get(b"outcome", b"committed") == b"committed", fields
+                    waiting.discard(fields.get(b"job_id", b"").decode())
 
-    def _newest_event(self) -> str:
-        client = self.client.broker.client()
-        found: Any = client.xrevrange(self.client.broker.keys.events, count=1)
-        return found[0][0].decode() if found else "0"
+
+def _newest(listener: redis.Redis, key: str) -> Any:
+    """The id of the newest entry of a stream."""
+    found: Any = listener.xrevrange(key, count=1)
+    return found[0][0] if found else "0"
 
 
 def by_process(rounds: Rounds, side: str, count: int) -> str:
@@ -90,23 +85,6 @@ def by_process(rounds: Rounds, side: str, count: int) -> str:
     each = {name: median(lap[name] for lap in noted) / count * 1000 for name in noted[0]}
     ranked = sorted(each.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {cpu_ms:.2f}" for name, cpu_ms in ranked if cpu_ms >= 0.01)
-
-
-def _entries(found: Any) -> Iterator[tuple[str, dict[str, str]]]:
-    """(id, fields) of what XREAD returned, whichever protocol brought it."""
-    streams = found.items() if isinstance(found, dict) else found
-    for _, entries in streams:
-        for entry_id, fields in entries:
-            pairs = fields if isinstance(fields, dict) else _paired(fields)
-            yield _text(entry_id), {_text(k): _text(v) for k, v in pairs.items()}
-
-
-def _paired(flat: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Workshop:
 
     def plan(self, wanted: int = 5) -> Plan:
         """That many rounds; two of them when in a hurry."""
-        return Plan(2 if self.quick else wanted, self.noisy, self.patience)
+        return Plan(min(wanted, 2) if self.quick else wanted, self.noisy, self.patience)
 
     def size(self, full: int, quick: int) -> int:
         """The size of a case."""

@@ -449,10 +449,15 @@ def _publish(claim: Claim, token: str) -> None:
 
 
 def due(lake: Lake) -> Due:
-    """Committed jobs in inbox/ and jobs in work/ that nobody holds, oldest first, at most 1,000."""
+    """What the sweep shall ring for.
+
+    Committed jobs in inbox/ and jobs in work/ that nobody holds, oldest first, at most 1,000; and
+    the writer, when something lies in ready/ or a rebuild was asked for.
+    """
     waiting = [*_committed(lake), *_dropped(lake)]
     waiting.sort()
     has_ready = any(not name.startswith(".") for name in os.listdir(lake.ready))
+    has_ready = has_ready or lake.rebuild_request.exists()
     return Due([name for _, name in waiting[:DUE_MAX]], has_ready)
 
 

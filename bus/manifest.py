@@ -107,7 +107,7 @@ class Manifest:
         disk.remove(path)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA journal_mode = MEMORY")
-        db.execute("PRAGMA synchronous = OFF"); db.execute("PRAGMA page_size = 16384")
+        db.execute("PRAGMA synchronous = OFF")
         db.execute("PRAGMA cache_size = -65536")
         manifest = cls(db)
         manifest._begun = path

@@ -204,8 +204,11 @@ class Tour:
         )
         path = self._bus.lake.export_path("alerts_std")
         want = self._rows["alerts_std"]
-        self._wait("the export to be fresh", lambda: _rows_of(path) == want)
-        tradable = _rows_of(self._bus.lake.export_path("alerts_std_tradable"))
+        other = self._bus.lake.export_path("alerts_std_tradable")
+        self._wait(
+            "the exports to be fresh", lambda: _rows_of(path) == want and 0 < _rows_of(other) < want
+        )
+        tradable = _rows_of(other)
         self._claim(
             "exports/alerts_std.parquet is fresh",
             f"{_rows_of(path):,} rows, {tradable:,} of them tradable",

@@ -191,12 +191,18 @@ class BusMachine(RuleBasedStateMachine):
 
     # ── submitting ────────────────────────────────────────────────────────────────────────────
 
-    @initialize(drained=st.booleans())
-    def begin(self, *, drained: bool) -> None:
-        for number, key in enumerate(["ka", "kb"]):
-            self._submit(Job(f"first-{number}", (number,), keys=(key,)))
-        if drained:
-            self.drain()
+    @initialize()
+    def begin(self) -> None:
+        """Something of everything, so that what follows meets it."""
+        for number, key in enumerate(["ka", "kb", "ka"]):
+            self._submit(Job(f"first-{number}", (number % 2,), keys=(key,)))
+        self.drain()
+        self._submit(Job("first-3", (1,), keys=("ka",), codec="snappy"))
+        first = [f"job:first-{number}/t0" for number in range(3)]
+        self._change("alias", op="alias", kind=KIND, alias="best", target=first[0])
+        self._change("withdrawal", op="tombstone", target=first[1], reason="wrong")
+        self._change("replacement", op="supersede", target=first[0], by=first[1])
+        self.drain()
 
     @rule(job_id=IDS, number=NUMBERS, key=KEYS, codec=CODECS, tag=TAGS)
     def submit(self, job_id: str, number: int, key: str, codec: str, tag: str) -> None:
@@ -291,8 +297,9 @@ class BusMachine(RuleBasedStateMachine):
         if submission_id is not None:
             self.staged[submission_id] = job
 
-    @rule(point=st.sampled_from(POINTS), nth=st.integers(1, 2))
-    def a_worker_is_killed(self, point: str, nth: int) -> None:
+    @rule(point=st.sampled_from(POINTS), nth=st.sampled_from([1, 1, 2]), which=WHICH, job_id=IDS)
+    def a_worker_is_killed(self, point: str, nth: int, which: int, job_id: str) -> None:
+        self._submit(replace(self._like(which, "nothing"), job_id=job_id))
         self.scene.run(crash=f"{point}:{nth}")
 
     @rule(what=st.sampled_from(["manifest", "torn manifest", "catalog", "both"]))
