@@ -49,7 +49,7 @@ class Job:
             pq.write_table(made[0], path)
             path.write_bytes(path.read_bytes()[:-20] + b"x" * 20)
             made[0] = path
-        keys = list(self.keys) or [None] * len(made)
+        keys: list[str | None] = [*self.keys] or [None] * len(made)
         pipe.stage(
             self.job_id, *made, codec=self.codec, keys=keys, entries=self.entries, **self.fields
         )
@@ -108,7 +108,7 @@ def _work(scene: Scene, jobs: tuple[Job, ...], crash: str) -> None:
     name, _, nth = crash.partition(":")
     disk._crash_at, disk._crash_countdown = name, int(nth or 1)
     if scene.light:
-        writer_module.Catalog = LightCatalog  # type: ignore[assignment,misc]
+        vars(writer_module)["Catalog"] = LightCatalog
     pipe = scene.pipe()
     for job in jobs:
         job.submit(pipe)

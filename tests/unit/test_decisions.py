@@ -12,7 +12,7 @@ from tests.ledger import Ledger
 from tests.pipeline import facts, id_of, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from bus.model import ArtifactFacts, JobRecord, Verdict
@@ -274,9 +274,12 @@ def test_a_deep_history_costs_a_new_artifact_nothing(
     ledger.committed(verdict("j1", A))
     asked: list[str] = []
     real = ledger.manifest.among
-    monkeypatch.setattr(
-        ledger.manifest, "among", lambda name, *rest: asked.append(name) or real(name, *rest)
-    )
+
+    def noted(name: str, values: Iterable[str]) -> Any:
+        asked.append(name)
+        return real(name, values)
+
+    monkeypatch.setattr(ledger.manifest, "among", noted)
     ledger.committed(verdict("j2", on(B, id_of(A))))
     assert "ancestors" not in asked
 

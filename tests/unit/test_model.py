@@ -54,7 +54,8 @@ def manifest(**changes: Any) -> JobManifest:
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    return DOCUMENTED["artifacts"][0] | changes
+    first: dict[str, Any] = DOCUMENTED["artifacts"][0]
+    return first | changes
 
 
 def findings(**changes: Any) -> list[tuple[str, str, str]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bus import intake as intake_module
+from bus import intake as intake_module, validation
 from bus.catalog import select
 from bus.errors import JobConflict
 from bus.intake import Intake
@@ -123,7 +123,7 @@ def test_r04_no_name_in_a_manifest_leads_out_of_its_directory(
 
 
 def test_r05_one_poison_job_stops_nobody(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = intake_module.judge
+    real = validation.judge
 
     def judge(directory: Path, *rest: Any, **named: Any) -> Any:
         if directory.name.startswith("aaa"):

@@ -332,10 +332,10 @@ class BusMachine(RuleBasedStateMachine):
 
     def _assert_every_submission_is_decided_once(self) -> None:
         records = self.pipe.records()
-        for record in records[self.seq :]:
+        new, self.seq = records[self.seq :], len(records)
+        for record in new:
             for job in record.jobs:
                 self._assert_as_expected(job, record.seq)
-        self.seq = len(records)
         assert self.outcomes.keys() == self.staged.keys(), "lost, or never submitted"
 
     def _assert_as_expected(self, found: JobRecord, seq: int) -> None:

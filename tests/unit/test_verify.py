@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bus import disk, verify as verify_module
+from bus import disk
 from bus.journal import GENESIS, Journal
 from bus.lake import COMMIT, MANIFEST, RECEIPT, REJECT_REASON, VERDICT, Lake
 from bus.manifest import Manifest
 from bus.model import Alias, CommitMarker, Supersede, Tombstone
 from bus.rebuilt import Twin
-from bus.verify import Finding, mend, sample, verify
+from bus.verify import Finding, Level, mend, sample, verify
 from tests.pipeline import Pipeline, facts, id_of, sha256, table, verdict
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def dates(pipe: Pipeline) -> dict[Path, int]:
 
 
 @pytest.mark.parametrize("level", ["quick", "sample", "full"])
-def test_a_sound_lake_has_no_findings_and_is_not_changed(pipe: Pipeline, level: str) -> None:
+def test_a_sound_lake_has_no_findings_and_is_not_changed(pipe: Pipeline, level: Level) -> None:
     before = dates(pipe)
     report = verify(pipe.lake, pipe.settings, pipe.registry, level)
     assert report.findings == []
@@ -618,7 +618,7 @@ def test_a_check_that_breaks_is_a_finding_and_stops_no_other(
     def broken(*_: object) -> Any:
         raise RuntimeError("oops")
 
-    monkeypatch.setattr(verify_module.invariants, "identities", broken)
+    monkeypatch.setattr("bus.invariants.identities", broken)
     lose_object(pipe)
     found = check(pipe, "quick")
     assert [(f.invariant, f.message[:23]) for f in found if f.invariant == 7] == [

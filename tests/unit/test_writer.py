@@ -226,11 +226,14 @@ def test_waiting_jobs_are_not_read_again_at_every_drain(
     pipe.judged(waiting("w", NOWHERE))
     with pipe.writer() as writer:
         writer.drain()
-        read: list[Path] = []
+        read: list[str] = []
         real = writer._read
-        monkeypatch.setattr(
-            writer, "_read", lambda path, at: read.append(path.name) or real(path, at)
-        )
+
+        def noted(path: Path, at: float) -> Any:
+            read.append(path.name)
+            return real(path, at)
+
+        monkeypatch.setattr(writer, "_read", noted)
         pipe.judged(verdict("j", A))
         writer.drain()
     assert read == ["j"]
@@ -515,8 +518,13 @@ def test_a_rebuild_reads_each_record_once_before_it_publishes(
     grown(pipe, commits=5)
     read: list[int] = []
     real = Journal.read
+
+    def noted(journal: Journal, seq: int) -> Any:
+        read.append(seq)
+        return real(journal, seq)
+
     with pipe.writer() as writer:
-        monkeypatch.setattr(Journal, "read", lambda self, seq: read.append(seq) or real(self, seq))
+        monkeypatch.setattr(Journal, "read", noted)
         writer.rebuild(trees=False)
     assert read == [1, 2, 3, 4, 5, 6]  # 6: there is no more
 
