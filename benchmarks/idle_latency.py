@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -19,6 +19,7 @@ import duckdb
 from benchmarks import inputs, lakes
 from benchmarks.live import LiveBus, add_export, by_process, live_bus
 from benchmarks.watcher import Watcher
+from bus.lake import RECEIPT, VERDICT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,10 +57,9 @@ def _idle(shop: Workshop, artifacts: int, *, has_goal: bool) -> float:
         rounds = shop.plan(wanted).run({"idle": partial(_sample, producer)})
     found = [sample for samples in rounds.noted("idle", "samples") for sample in samples]
     p50_ms, p99_ms = _percentiles([sample.seen_s for sample in found])
-    staged_ms, _ = _percentiles([sample.staged_s for sample in found])
     name = f"idle_latency.{artifacts}"
     goals = (50, 120) if has_goal else (None, None)
-    remark = f"of which staging {staged_ms:.1f} ms; {len(found)} samples"
+    remark = f"{len(found)} samples: {_road(found)}"
     shop.show(f"{name}.p50", p50_ms, "ms", at_most=goals[0], rounds=rounds, remark=remark)
     shop.show(f"{name}.p99", p99_ms, "ms", at_most=goals[1], rounds=rounds)
     cpu_ms = rounds.cpu_s("idle") / _SAMPLES_A_ROUND * 1000
@@ -122,9 +122,16 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Seconds from the call of submit until it returned, and until somebody else had the rows."""
+    """Seconds from the call of `submit` until each step was done; the middle ones as files say.
+
+    It returned; the verdict, the receipt were written; the snapshot was published; somebody else
+    had the rows.
+    """
 
     staged_s: float
+    judged_s: float
+    answered_s: float
+    published_s: float
     seen_s: float
 
 
@@ -153,21 +160,32 @@ class _Producer:
         run_id = f"idle-{self.submitted}"
         table = inputs.mixed(2_000_000 + 10 * self.submitted)
         self.watcher.expect(run_id, table.num_rows)
-        begin_s = time.monotonic()
-        self.bus.client.submit(
+        begin_s = time.time()
+        job = self.bus.client.submit(
             table,
             kind=inputs.KIND,
             producer=inputs.PRODUCER,
             run_id=run_id,
             logical_key=f"token={self.submitted}",
         )
-        staged_s = time.monotonic() - begin_s
-        return _Sample(staged_s, self.watcher.seen_s() - begin_s)
+        staged_s = time.time()
+        seen_s, published_s = self.watcher.seen_s()
+        done = self.bus.lake.processed / job.job_id
+        judged_s, answered_s = ((done / name).stat().st_mtime for name in (VERDICT, RECEIPT))
+        times = (staged_s, judged_s, answered_s, published_s, seen_s)
+        return _Sample(*(moment_s - begin_s for moment_s in times))
 
 
 def _sample(producer: _Producer, lap: Lap) -> None:
     with producer.bus.accounted(lap), lap.measured():
         lap.notes["samples"] = producer.take(_SAMPLES_A_ROUND)
+
+
+def _road(samples: list[_Sample]) -> str:
+    """Median milliseconds at which each step was done."""
+    steps = [field.name for field in fields(_Sample)]
+    done_ms = {step: median(getattr(sample, step) for sample in samples) * 1000 for step in steps}
+    return ", ".join(f"{step.removesuffix('_s')} {ms:.0f}" for step, ms in done_ms.items())
 
 
 def _percentiles(seconds: list[float]) -> tuple[float, float]:

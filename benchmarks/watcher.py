@@ -1,8 +1,8 @@
 """A reader in a process of its own: it says when a job's row was there, and its file readable.
 
-`python -m benchmarks.watcher CATALOG` reads lines ``run_id rows`` and answers each with the
-monotonic clock's nanoseconds at which a snapshot, opened and queried anew, had the run's row, and
-the Parquet file at the row's path was opened and had that many rows.
+`python -m benchmarks.watcher CATALOG` reads lines ``run_id rows`` and answers each with two times in
+nanoseconds: when a snapshot, opened and queried anew, had the run's row, and the Parquet file at the
+row's path was opened and had that many rows; and when that snapshot was published.
 """
 
 from __future__ import annotations
@@ -59,16 +59,22 @@ class Watcher:
         stream.write(f"{run_id} {rows}\n")
         stream.flush()
 
-    def seen_s(self) -> float:
-        """When (`time.monotonic`) what was expected was there."""
-        return int(cast("IO[str]", self._child.stdout).readline()) / 1e9
+    def seen_s(self) -> tuple[float, float]:
+        """When what was expected was seen, and when the snapshot that shows it was published.
+
+        As `time.time()`; the second only as exact as the file system's clock, some milliseconds.
+        """
+        seen_ns, published_ns = cast("IO[str]", self._child.stdout).readline().split()
+        return int(seen_ns) / 1e9, int(published_ns) / 1e9
 
 
 # ── the program ──────────────────────────────────────────────────────────────────────────────────
 
 
 def _watch(catalog: Path) -> None:
-    looked_at: object = None  # a snapshot that was looked at already cannot hold what comes next
+    looked_at: tuple[int, int] | None = (
+        None  # a snapshot that was looked at already cannot hold what comes next
+    )
     for line in sys.stdin:
         run_id, rows = line.split()
         deadline_s = time.monotonic() + _GIVE_UP_S
@@ -81,13 +87,14 @@ def _watch(catalog: Path) -> None:
             time.sleep(_POLL_S)
         else:
             raise SystemExit(f"run {run_id} was not seen in {_GIVE_UP_S:g} s")
-        print(time.monotonic_ns(), flush=True)
+        print(time.time_ns(), published[1], flush=True)
 
 
-def _published(catalog: Path) -> object:
+def _published(catalog: Path) -> tuple[int, int] | None:
+    """The snapshot's inode and when it got its name."""
     with suppress(FileNotFoundError):
         seen = catalog.stat()
-        return seen.st_ino, seen.st_mtime_ns
+        return seen.st_ino, seen.st_ctime_ns
     return None
 
 

@@ -1,17 +1,25 @@
-"""Step 10, its documents: what a producer is told. Pure: from the journal's record alone.
+"""Step 10: what a producer is told, and what becomes of its files.
 
-So an answer can be written again after a crash, and comes out the same.
+The documents follow from the journal's record alone, so an answer can be written again after a
+crash, and comes out the same.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
+from bus import disk
 from bus.model import Outcome, Receipt, ReceiptArtifact, RejectReason
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bus.lake import Lake
     from bus.model import ArtifactRecord, CommitRecord, JobRecord
+
+log = structlog.get_logger("bus.writer")
 
 _REPEATED = "repeated: this job was committed before; nothing was added"
 
@@ -80,3 +88,28 @@ def event(job: JobRecord, record: CommitRecord) -> dict[str, Any]:
         ],
         "problems": [p.code for p in job.problems],
     }
+
+
+def clear_file(path: Path, *, rejected: bool) -> None:
+    """One file of an answered job: removed, or parted from the object that it shares bytes with.
+
+    The job is decided. A directory that its producer made read-only must not keep anybody's answer
+    back: where nothing helps, the file stays, and the log says so.
+    """
+    try:
+        _clear_file(path, rejected=rejected)
+    except PermissionError:
+        try:
+            disk.open_up(path.parent)
+            _clear_file(path, rejected=rejected)
+        except OSError as error:
+            log.warning("file_kept", path=str(path), why=str(error))
+
+
+def _clear_file(path: Path, *, rejected: bool) -> None:
+    if not rejected:
+        disk.remove(path)
+    elif path.exists() and path.stat().st_nlink > 1:
+        private = path.with_name(f".{path.name}.own")
+        disk.copy_file(path, private)
+        disk.publish_file(private, path)

@@ -70,9 +70,13 @@ class Claim:
 
     def put_down(self) -> None:
         """Let go of a job that is not finished; the record tells the next holder how it stands."""
-        self.lock.write(self.record.to_bytes())
-        self.lock.release()
         self.finished = True
+        try:
+            self.lock.write(self.record.to_bytes())
+        except OSError:
+            pass  # no room for the record: the next holder takes it for an unexplained death
+        finally:
+            self.lock.release()
 
     def finish(self) -> None:
         """Let go of a job that has moved on: nothing of the claim is left."""

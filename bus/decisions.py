@@ -400,3 +400,16 @@ class _JobDecider:
 
 def _mode(known: Known | None, facts: ArtifactFacts) -> Any:
     return "file_hash" if known and known.file_hash == facts.file_hash else "content_hash"
+
+
+def revived(artifact: ArtifactRecord, facts: ArtifactFacts) -> ArtifactRecord:
+    """A duplicate whose first object is gone: the artifact stands on the submitted bytes now."""
+    submitted = {
+        "decision": "revived",
+        "mode": None,
+        "file_hash": facts.file_hash,
+        "size_bytes": facts.size_bytes,
+        "columns": facts.columns,
+        "column_stats": facts.column_stats,
+    }
+    return ArtifactRecord.model_validate(artifact.model_dump() | submitted)

@@ -55,9 +55,9 @@ class Journal:
         path = self._lake.record_path(record.seq)
         # Never a name that a dead process may have left: that file may be the record itself.
         temporary = self._lake.journal / f".{record.seq}.{secrets.token_hex(8)}.tmp"
-        disk.write_durable(temporary, data, mode=0o444)
-        disk.crash_point("commit.written")
         try:
+            disk.write_durable(temporary, data, mode=0o444)
+            disk.crash_point("commit.written")
             taken = not disk.link_new(temporary, path)
         finally:
             disk.remove(temporary)

@@ -73,6 +73,7 @@ class Staging:
     options: ParquetOptions = field(default_factory=ParquetOptions)
     _path: Path = field(init=False)
     _entries: list[dict[str, Any]] = field(init=False, default_factory=list)
+    _moved: list[tuple[Path, Path]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.job_id = self.job_id or new_job_id(self.producer, self.kind)
@@ -104,7 +105,8 @@ class Staging:
         target = self._path / relpath
         rows: int | None = None
         if isinstance(data, str | Path):
-            _adopt(Path(data), target, move=move)
+            if _adopt(Path(data), target, move=move):
+                self._moved.append((Path(data), target))
         else:
             rows = _write_parquet(data, target, self.options)
         disk.sync_file(target)
@@ -157,6 +159,9 @@ class Staging:
 
     def discard(self) -> None:
         """Throw the unfinished job away."""
+        for source, target in self._moved:
+            if target.exists() and not source.exists():
+                disk.copy_file(target, source)  # it was the caller's only copy
         disk.remove_tree(self._path)
 
     def _manifest(self, meta: dict[str, Any], fields: dict[str, Any]) -> JobManifest:
@@ -204,7 +209,8 @@ def _files(entries: list[ArtifactEntry]) -> dict[str, str]:
     return {entry.artifact_id: entry.sha256 or "" for entry in entries}
 
 
-def _adopt(source: Path, target: Path, *, move: bool) -> None:
+def _adopt(source: Path, target: Path, *, move: bool) -> bool:
+    """Copy a file into the job, or move it there: then True, and `discard` must give it back."""
     if not source.is_file():
         raise Refused(f"no file {source}", code=Code.E301, where=str(source))
     if move:
@@ -213,10 +219,11 @@ def _adopt(source: Path, target: Path, *, move: bool) -> None:
         except OSError:
             pass  # another file system: copy instead
         else:
-            return
+            return True
     disk.copy_file(source, target)
     if move:
         disk.remove(source)
+    return move
 
 
 def _write_parquet(data: Any, target: Path, options: ParquetOptions) -> int:

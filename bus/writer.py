@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from bus import answers, disk, views
 from bus.catalog import Catalog
-from bus.decisions import decide
+from bus.decisions import decide, revived
 from bus.errors import Code, LakeBusy
 from bus.hashing import file_hash
 from bus.journal import GENESIS, Journal, NumberTakenError, in_chunks, reading_much
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("bus.writer")
 
+#: A job that cannot go back to work/ yet is looked at again after this.
+_SEND_BACK_AGAIN_S = 1.0
 _BATCH_MAX_ARTIFACTS = 5_000
 _TREE_STEPS = 50
 _LOCK_POLL_S = 0.2
@@ -250,6 +252,7 @@ class Writer:
             return self._drain(budget_s)
 
     def _drain(self, budget_s: float) -> DrainResult:
+        self._check_fence()
         self._mend_views()
         deadline = time.monotonic() + budget_s
         jobs = 0
@@ -365,9 +368,9 @@ class Writer:
         disk.crash_point("commit.decided")
         self._note_waiting(candidates, decisions)
         by_id = {c.verdict.verdict_id: c for c in candidates}
-        records = decisions.records
-        whole = [self._has_objects(r, by_id[r.verdict_id]) for r in records]
-        if not records or not all(whole):
+        whole = [self._on_objects(r, by_id[r.verdict_id]) for r in decisions.records]
+        records = [record for record in whole if record is not None]
+        if not records or len(records) < len(whole):
             return 0  # others of the batch may build on what is missing: decide again without it
         record = CommitRecord(
             seq=seq + 1, prev=prev, committed_at_utc=iso(now), writer=self._name, jobs=records
@@ -419,23 +422,42 @@ class Writer:
             return now
         return max(now, datetime.fromisoformat(newest[0][0]) + timedelta(microseconds=1))
 
-    def _has_objects(self, record: JobRecord, candidate: _Candidate) -> bool:
-        """Whether every object the record relies on is there; a missing one is linked again."""
-        relpaths = {facts.name: facts.relpath for facts in candidate.verdict.artifacts}
+    def _on_objects(self, record: JobRecord, candidate: _Candidate) -> JobRecord | None:
+        """The record, standing on objects that are there; a missing one is linked again.
+
+        A duplicate of an artifact whose object is gone revives it with the submitted bytes. None
+        when the job itself cannot provide them any more: it goes back to be judged again.
+        """
+        facts_of = {facts.name: facts for facts in candidate.verdict.artifacts}
+        artifacts = []
         for artifact in record.artifacts:
-            target = self._lake.object_path(artifact.sha256)
-            if target.exists() or artifact.mode == "content_hash":
-                continue
-            source = candidate.path / relpaths[artifact.name]
-            if not source.exists() or file_hash(source) != artifact.file_hash:
-                self._send_back(candidate.path, f"object {artifact.sha256} is missing")
-                return False
-            if not target.parent.is_dir():
-                target.parent.mkdir()
-                disk.sync_dir(target.parent.parent)
-            disk.sync_file(source)
-            disk.link_new(source, target)
-            disk.sync_dir(target.parent)
+            facts = facts_of[artifact.name]
+            missing = not self._lake.object_path(artifact.sha256).exists()
+            standing = revived(artifact, facts) if missing and artifact.mode else artifact
+            if missing and not self._restored(standing.sha256, candidate.path / facts.relpath):
+                self._send_back(candidate.path, f"object {standing.sha256} is missing")
+                if candidate.path.exists():  # it could not go: others must not wait for it
+                    until = utc_now() + timedelta(seconds=_SEND_BACK_AGAIN_S)
+                    self._waiting[candidate.job_id] = _Wait(
+                        candidate.changed_at_s, frozenset(), until
+                    )
+                return None
+            artifacts.append(standing)
+        return record.model_copy(update={"artifacts": artifacts})
+
+    def _restored(self, sha256: str, source: Path) -> bool:
+        """Make sure of an object from the job's own file; False when that file is not it."""
+        target = self._lake.object_path(sha256)
+        if target.exists():
+            return True
+        if not source.exists() or file_hash(source) != f"sha256:{sha256}":
+            return False
+        if not target.parent.is_dir():
+            target.parent.mkdir()
+            disk.sync_dir(target.parent.parent)
+        disk.sync_file(source)
+        disk.link_new(source, target)
+        disk.sync_dir(target.parent)
         return True
 
     # ── step 10: answer ───────────────────────────────────────────────────────────────────────
@@ -483,12 +505,7 @@ class Writer:
         """Accepted: the Parquet lives in objects/ now. Rejected: share no inode with the store."""
         for facts in candidate.verdict.artifacts:
             path = candidate.path / facts.relpath
-            if job.outcome is not Outcome.REJECTED:
-                disk.remove(path)
-            elif path.exists() and path.stat().st_nlink > 1:
-                private = path.with_name(f".{path.name}.own")
-                disk.copy_file(path, private)
-                disk.publish_file(private, path)
+            answers.clear_file(path, rejected=job.outcome is Outcome.REJECTED)
 
     # ── step 11: views ────────────────────────────────────────────────────────────────────────
 

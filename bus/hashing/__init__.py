@@ -9,7 +9,8 @@ is all that another program needs to compute it; integers are little-endian.
    then by the nested columns in name order. NULL comes first; false before true; numbers, dates
    and times by value, NaN after +inf, -0.0 equal to 0.0; text and binary byte by byte, unsigned; a
    nested value as the bytes it is hashed as. Null-typed columns order nothing. Equal rows all stay.
-3. Chunks. A column is cut into chunks of 65,536 rows; only the last may be shorter. A chunk is::
+3. Chunks. A column is cut into chunks of 65,536 rows; only the last may be shorter; without rows
+   there is none. A chunk is::
 
        u8       1 if the chunk has a NULL, else 0
        bits     only if 1: for each row 1 = value, 0 = NULL; LSB first, unused bits 0, whole bytes
@@ -35,12 +36,14 @@ is all that another program needs to compute it; integers are little-endian.
        M k v maps              tags of key and value; entries keep their order
        S ..  structs           u32 fields; for each, in UTF-8 name order: u32 length, name, tag
 
-   A nested column is hashed like binary: i32 byte lengths, then the bytes of each row's value,
-   which are (see `bus.hashing.nested`): the i32 length of a list or map; then the *run* of all its
-   elements, or of all keys and then all values; for a struct the run of each field in name order.
-   A run is one u8 for each value (1 = value, 0 = NULL), then the values' parts as above, part
-   after part; for lists and maps: all i32 lengths, then one run of all their elements; for structs
-   one run for each field. A field of a NULL struct is NULL.
+   A nested column is hashed like binary: i32 byte lengths, then the bytes of each row's value.
+   These are: of a list its i32 length, then the run of its elements; of a map its i32 length, then
+   the run of its keys, then the run of its values; of a struct for each field in name order the
+   run of that one field value. A *run* of values of one type is: for each a u8, 1 = value, 0 =
+   NULL; then their parts as above, part after part, zero or empty under NULL; or, where they are
+   nested: of lists all i32 lengths, then one run of all their elements; of maps all i32 lengths,
+   one run of all keys, one run of all values; of structs for each field in name order one run. A
+   field of a NULL struct is NULL.
 5. column digest = SHA-256(chunks); content hash = "ch1:" + hex of SHA-256(the bytes "CH1\n", u64
    rows, then for each column: u32 length of its name, name, tag, column digest).
 
@@ -245,13 +248,14 @@ class _Planned:
         self.type = source if self.target is None else self.target
         is_as_stored = self.target is None and not self.needs_decoding
         self.is_plain_float = is_as_stored and source == pa.float64()
+        try:
+            self._family = family_of(self.type)
+        except UnhashableType as error:
+            raise error.at(name) from None
 
     def new_family(self) -> Family:
-        """A family for one table's column. Raises `UnhashableType`."""
-        try:
-            return family_of(self.type)
-        except UnhashableType as error:
-            raise error.at(self.name) from None
+        """A family for the column of one table."""
+        return family_of(self.type) if self._family.learns else self._family
 
     def column(self, batch: pa.RecordBatch, family: Family) -> Column:
         """The canonical column. Raises `UnhashableType` and `LossyCast`."""

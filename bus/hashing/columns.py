@@ -118,8 +118,9 @@ Parts = tuple[tuple[Any, ...], Any]
 
 
 class Family:
-    """One type family. A family of one column is used for that column only: it may learn."""
+    """One type family. One that `learns` from the values it sees serves one column of one table."""
 
+    learns = False
     tag: bytes = b""
     #: Bytes of one value in each fixed-width part.
     widths: tuple[int, ...] = (8,)

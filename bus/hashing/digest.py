@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from bus.hashing.columns import Column, Family, UnhashableType, bits, validity
+from bus.hashing.columns import Column, Family, Parts, UnhashableType, bits, validity
 from bus.hashing.families import Nulls
 from bus.hashing.order import follows, is_ordered, sort_permutation, taken
 
@@ -51,6 +51,7 @@ class RowDigest:
             for name, family in zip(names, families, strict=True)
         ]
         self._chunk_rows = 0
+        self._only_piece: list[pa.Array] | None = None
         self._last: list[Column] | None = None
 
     def update(self, columns: Sequence[Column], rows: int) -> None:
@@ -89,28 +90,45 @@ class RowDigest:
         """``ch1:`` + hex. Call it once, at the end."""
         if self._chunk_rows:
             self._finish_chunk()
-        whole = hashlib.sha256(b"CH1\n" + self.rows.to_bytes(8, "little"))
+        parts = [b"CH1\n", self.rows.to_bytes(8, "little")]
         for name, family, chunk in zip(self._names, self.families, self._chunks, strict=True):
             encoded = name.encode()
-            whole.update(len(encoded).to_bytes(4, "little") + encoded + family.tag)
-            whole.update(chunk.digest.digest())
-        return f"ch1:{whole.hexdigest()}"
+            parts += (len(encoded).to_bytes(4, "little"), encoded, family.tag)
+            parts.append(chunk.digest.digest())
+        return f"ch1:{hashlib.sha256(b''.join(parts)).hexdigest()}"
 
     def _feed(self, columns: Sequence[Column], rows: int) -> None:
         start = 0
         while start < rows:
             count = min(rows - start, CHUNK_ROWS - self._chunk_rows)
-            for column, chunk in zip(columns, self._chunks, strict=True):
-                array = column.array
-                chunk.add(array if count == rows else array.slice(start, count))
+            arrays = [column.array for column in columns]
+            if count < rows:
+                arrays = [array.slice(start, count) for array in arrays]
+            self._add(arrays, count)
             start += count
-            self._chunk_rows += count
-            if self._chunk_rows == CHUNK_ROWS:
-                self._finish_chunk()
+
+    def _add(self, arrays: list[pa.Array], rows: int) -> None:
+        """The next piece of the chunk. A chunk of one piece, the common case, takes a short way."""
+        if self._chunk_rows == 0:
+            self._only_piece = arrays
+        else:
+            pieces = [arrays] if self._only_piece is None else [self._only_piece, arrays]
+            self._only_piece = None
+            for piece in pieces:
+                for array, chunk in zip(piece, self._chunks, strict=True):
+                    chunk.add(array)
+        self._chunk_rows += rows
+        if self._chunk_rows == CHUNK_ROWS:
+            self._finish_chunk()
 
     def _finish_chunk(self) -> None:
-        for chunk in self._chunks:
-            chunk.finish()
+        if self._only_piece is None:
+            for chunk in self._chunks:
+                chunk.finish()
+        else:
+            for array, chunk in zip(self._only_piece, self._chunks, strict=True):
+                chunk.hash_whole(array)
+        self._only_piece = None
         self._chunk_rows = 0
 
 
@@ -149,15 +167,30 @@ class _ColumnChunk:
         self._text_bytes = 0
         self._spool: IO[bytes] | None = None
 
+    def hash_whole(self, array: pa.Array) -> None:
+        """Hash a chunk that is this canonical array."""
+        if self._is_empty:
+            return
+        fixed, text = self._parts(array)
+        update = self.digest.update
+        update(b"\1" + bits(validity(array)) if array.null_count else b"\0")
+        for buffer in fixed:
+            update(buffer)
+        if text is not None:
+            update(text)
+
+    def _parts(self, array: pa.Array) -> Parts:
+        try:
+            return self._family.parts(array)
+        except UnhashableType as error:
+            raise error.at(self._name) from None
+
     def add(self, array: pa.Array) -> None:
-        """The next rows of the chunk, as a canonical array."""
+        """The next rows of a chunk of several pieces, as a canonical array."""
         if self._is_empty:
             return
         self._valid.append((len(array), validity(array) if array.null_count else None))
-        try:
-            fixed, text = self._family.parts(array)
-        except UnhashableType as error:
-            raise error.at(self._name) from None
+        fixed, text = self._parts(array)
         self._fixed.append(fixed)
         if text is not None:
             self._text.append(text)

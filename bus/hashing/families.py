@@ -93,7 +93,7 @@ class Integers(Family):
     """`i`: i64. A column that holds a value above the greatest i64 is `u`: u64 throughout."""
 
     def __init__(self, type_: pa.DataType) -> None:
-        self.is_u64 = type_ == pa.uint64()
+        self.learns = self.is_u64 = type_ == pa.uint64()
         self.is_wide = self.is_u64 or type_ == pa.int64()
         self.exceeds_i64 = False
 
@@ -267,6 +267,7 @@ class Timestamps(Family):
     """`t` (naive) and `T` (instants): all i64 seconds, rounded down, then all u32 nanoseconds."""
 
     widths = (8, 4)
+    learns = True
 
     def __init__(self, type_: pa.DataType) -> None:
         self.tag = b"t" if type_.tz is None else b"T"

@@ -75,6 +75,7 @@ class Nested(Family):
     """A family whose canonical array holds the bytes of each value, as large_binary."""
 
     scalar = False
+    learns = True  # its leaves may
 
     def __init__(self, type_: pa.DataType) -> None:
         self.type = type_

@@ -7,6 +7,9 @@ Not imported by `bus.hashing` itself: DuckDB takes 100 ms to import, and starts 
 
 from __future__ import annotations
 
+import errno
+import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -30,6 +33,8 @@ _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
 }
 _I256_BYTES = 32
+#: A sort that fails with less room than this on its disk failed for want of room.
+_LOW_DISK_BYTES = 1 << 30
 
 
 class DifferentOrder(Exception):
@@ -66,7 +71,7 @@ def content_hash(
         "memory_limit": f"{memory_limit_bytes}B",
         "threads": threads,
     }
-    with duckdb.connect(":memory:", config=settings) as connection:
+    with _room_for_sorting(temp_dir), duckdb.connect(":memory:", config=settings) as connection:
         connection.register("source_rows", _reader(batches, hasher, carriers))
         names = [field.name for carrier in carriers for field in carrier.fields]
         order = [field.name for i in digest.key_order for field in carriers[i].fields]
@@ -75,6 +80,17 @@ def content_hash(
             if not digest.in_order:
                 raise DifferentOrder(f"DuckDB {duckdb.__version__}: {digest.rows} rows, {order}")
     return digest.result()
+
+
+@contextmanager
+def _room_for_sorting(temp_dir: Path) -> Iterator[None]:
+    """DuckDB calls a full disk out of memory; the caller must know it for a fault of ours."""
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        if shutil.disk_usage(temp_dir).free > _LOW_DISK_BYTES:
+            raise
+        raise OSError(errno.ENOSPC, f"no room for sorting: {error}", str(temp_dir)) from error
 
 
 def _statement(names: Sequence[str], order: Sequence[str]) -> str:

@@ -96,6 +96,7 @@ class Supervisor:
         self._ready = ready
         self._logs = Logs(self._lake, verbose=verbose)
         self._children: dict[str, Child] = {}
+        self._changed = False  # endpoint.json does not say what runs
         self._endpoint: Endpoint | None = None
 
     def run(self) -> int:
@@ -228,8 +229,11 @@ class Supervisor:
             if received is not None and received.si_signo in _STOP_SIGNALS:
                 log.info("stopping on %s", signal.Signals(received.si_signo).name)
                 return
-            self._mend()
-            self._logs.look()
+            try:
+                self._mend()
+                self._logs.look()
+            except OSError as error:  # a full disk, no memory to fork: the bus must outlive it
+                log.warning("could not look after the processes, again soon: %s", error)
             if not told and self._endpoint is not None:
                 told = not _missing(self._settings, self._endpoint)
                 if told and self._ready is not None:
@@ -237,17 +241,18 @@ class Supervisor:
 
     def _mend(self) -> None:
         """Notice who died, and start again whose pause is over."""
-        changed = False
         now = time.monotonic()
         for child in self._children.values():
             if child.process is not None and (code := child.process.poll()) is not None:
                 self._note_death(child, code)
-                changed = True
+                self._changed = True
             if child.process is None and now >= child.again_at_s:
+                child.again_at_s = now + child.pause_s  # should it not even start
                 self._spawn(child)
-                changed = True
-        if changed:
+                self._changed = True
+        if self._changed:
             self._publish()
+            self._changed = False
 
     def _note_death(self, child: Child, code: int) -> None:
         now = time.monotonic()

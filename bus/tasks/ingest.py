@@ -144,6 +144,7 @@ def submit_artifact(job_id: str) -> None:
     """Judge the job, and whatever else waits (steps 3 to 6); then the writer is rung."""
     if not _ID.match(str(job_id)):
         log.warning("E104: a message without a job id: %.160r", job_id)
+        _drain(None)  # a directory may be named so: it is found, and rejected, by looking
         return
     with bound(job_id=job_id):
         _drain(job_id)
@@ -194,7 +195,7 @@ def sweep() -> None:
 
 @app.task(name=VERIFY_SAMPLE, max_retries=3, default_retry_delay=1)
 def verify_sample() -> None:
-    """Re-hash a few objects, the longest unchecked first; damage is reported to the writer."""
+    """Re-hash a few objects, the longest unchecked first; damage is logged as an error."""
     from bus import verify  # noqa: PLC0415 - producers need it not
 
     verify.sample(lake(), settings())
