@@ -65,7 +65,7 @@ import pyarrow as pa
 from bus.hashing.casting import LossyCast, cast, needs_cast
 from bus.hashing.columns import Column, Family, UnhashableType, decoded, decoded_type
 from bus.hashing.digest import CHUNK_ROWS, RowDigest, key_order
-from bus.hashing.families import FLOATS
+from bus.hashing.families import columns_together
 from bus.hashing.nested import family_of
 from bus.hashing.order import joined
 
@@ -209,16 +209,21 @@ class ContentHasher:
 
     def canonical(self, batch: pa.RecordBatch) -> list[Column]:
         """The hashed columns of a batch in name order, cast and reduced; takes nothing in."""
-        layout = self._layout
-        columns: list[Any] = [
-            None if is_shared else planned.column(batch, family)
-            for planned, family, is_shared in zip(
-                layout.columns, self._families, layout.is_float, strict=True
-            )
-        ]
-        if layout.floats:
-            arrays = [batch.column(layout.columns[number].index) for number in layout.floats]
-            for number, column in zip(layout.floats, FLOATS.columns(arrays), strict=True):
+        layout, arrays = self._layout, batch.columns
+        columns: list[Any] = []
+        for planned, family in zip(layout.columns, self._families, strict=True):
+            array = arrays[planned.index]
+            if planned.is_plain:
+                columns.append(Column(family, array))
+            elif planned.is_shared:  # all of them together, below
+                columns.append(None)
+            else:
+                columns.append(planned.column(array, family))
+        if layout.shared:
+            families = [self._families[number] for number in layout.shared]
+            together = [arrays[layout.columns[number].index] for number in layout.shared]
+            reduced = columns_together(families, together)
+            for number, column in zip(layout.shared, reduced, strict=True):
                 columns[number] = column
         return columns
 
@@ -247,19 +252,19 @@ class _Planned:
         self.needs_decoding = decoded_type(source) is not source
         self.type = source if self.target is None else self.target
         is_as_stored = self.target is None and not self.needs_decoding
-        self.is_plain_float = is_as_stored and source == pa.float64()
+        self.is_shared = is_as_stored and (source == pa.float64() or pa.types.is_timestamp(source))
         try:
             self._family = family_of(self.type)
         except UnhashableType as error:
             raise error.at(name) from None
+        self.is_plain = is_as_stored and self._family.is_plain
 
     def new_family(self) -> Family:
         """A family for the column of one table."""
         return family_of(self.type) if self._family.learns else self._family
 
-    def column(self, batch: pa.RecordBatch, family: Family) -> Column:
+    def column(self, array: pa.Array, family: Family) -> Column:
         """The canonical column. Raises `UnhashableType` and `LossyCast`."""
-        array = batch.column(self.index)
         try:
             if self.needs_decoding:
                 array = decoded(array)
@@ -275,8 +280,7 @@ class _Layout:
 
     columns    the hashed columns
     as_stored  (name, position) of those that are hashed without a cast
-    is_float   for each whether it is reduced together with other float columns
-    floats     their positions
+    shared     positions of those that are reduced together
     key_order  positions of the columns that order rows, most significant first
     """
 
@@ -289,8 +293,7 @@ class _Layout:
             for number, planned in enumerate(self.columns)
             if planned.target is None
         ]
-        self.is_float = [planned.is_plain_float for planned in self.columns]
-        self.floats = [number for number, is_float in enumerate(self.is_float) if is_float]
+        self.shared = [n for n, planned in enumerate(self.columns) if planned.is_shared]
         self.key_order = key_order(names, self.new_families(), plan.sort_by)
 
     def new_families(self) -> list[Family]:

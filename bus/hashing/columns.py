@@ -46,9 +46,10 @@ _xor = kernel("bit_wise_xor")
 
 _I64, _F64 = pa.int64(), pa.float64()
 _NOT_SIGN = pa.scalar(I64_MAX, _I64)
-_ZERO: dict[pa.DataType, pa.Scalar] = {
-    t: pa.scalar(0, t)
-    for t in (pa.int32(), _I64, pa.uint64(), _F64, pa.decimal128(38, 0), pa.decimal256(76, 0))
+#: By the number of the type: to look up the type itself would format its name.
+_ZERO = {
+    type_.id: pa.scalar(0, type_)
+    for type_ in (pa.int32(), _I64, pa.uint64(), _F64, pa.decimal128(38, 0), pa.decimal256(76, 0))
 }
 
 
@@ -121,6 +122,8 @@ class Family:
     """One type family. One that `learns` from the values it sees serves one column of one table."""
 
     learns = False
+    #: Whether every array of the family's type is canonical as it is.
+    is_plain = False
     tag: bytes = b""
     #: Bytes of one value in each fixed-width part.
     widths: tuple[int, ...] = (8,)
@@ -155,7 +158,7 @@ def data(array: pa.Array, width: int) -> Any:
 
 def filled(array: pa.Array) -> pa.Array:
     """The array with zeros where it is NULL."""
-    return _coalesce([array, _ZERO[array.type]]) if array.null_count else array
+    return _coalesce([array, _ZERO[array.type.id]]) if array.null_count else array
 
 
 def validity(array: pa.Array) -> pa.Array:
@@ -176,7 +179,7 @@ def bits(flags: pa.Array) -> bytes:
 def ordered_bits(floats: pa.Array) -> pa.Array:
     """Doubles (canonical NaN, no -0.0) as int64 of the same order: NaN comes after +inf."""
     raw = floats.view(pa.int64())
-    return _if_else([_less([raw, _ZERO[_I64]]), _xor([raw, _NOT_SIGN]), raw])
+    return _if_else([_less([raw, _ZERO[_I64.id]]), _xor([raw, _NOT_SIGN]), raw])
 
 
 def decoded(array: pa.Array) -> pa.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from bus.hashing.order import follows, is_ordered, sort_permutation, taken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from hashlib import _Hash as Digest
     from pathlib import Path
 
 #: Rows in a chunk, by definition.
@@ -43,15 +45,14 @@ class RowDigest:
     ) -> None:
         self.in_order = True
         self.rows = 0
-        self._names = names
         self.families = families
         self.key_order = key_order
-        self._chunks = [
-            _ColumnChunk(name, family, temp_dir)
-            for name, family in zip(names, families, strict=True)
-        ]
+        self._names = names
+        self._temp_dir = temp_dir
+        self._digests = [hashlib.sha256() for _ in names]
         self._chunk_rows = 0
         self._only_piece: list[pa.Array] | None = None
+        self._pieces: list[_Pieces] = []
         self._last: list[Column] | None = None
 
     def update(self, columns: Sequence[Column], rows: int) -> None:
@@ -62,7 +63,7 @@ class RowDigest:
         keys = self.keys(columns)
         if not is_ordered(keys) or not self._follows(keys):
             self.in_order = False
-            self._chunks = []
+            self._only_piece, self._pieces = None, []
             return
         self._last = keys
         self._feed(columns, rows)
@@ -91,10 +92,8 @@ class RowDigest:
         if self._chunk_rows:
             self._finish_chunk()
         parts = [b"CH1\n", self.rows.to_bytes(8, "little")]
-        for name, family, chunk in zip(self._names, self.families, self._chunks, strict=True):
-            encoded = name.encode()
-            parts += (len(encoded).to_bytes(4, "little"), encoded, family.tag)
-            parts.append(chunk.digest.digest())
+        for name, family, digest in zip(self._names, self.families, self._digests, strict=True):
+            parts += (_prefix(name), family.tag, digest.digest())
         return f"ch1:{hashlib.sha256(b''.join(parts)).hexdigest()}"
 
     def _feed(self, columns: Sequence[Column], rows: int) -> None:
@@ -112,24 +111,53 @@ class RowDigest:
         if self._chunk_rows == 0:
             self._only_piece = arrays
         else:
-            pieces = [arrays] if self._only_piece is None else [self._only_piece, arrays]
-            self._only_piece = None
-            for piece in pieces:
-                for array, chunk in zip(piece, self._chunks, strict=True):
-                    chunk.add(array)
+            self._add_to_pieces(arrays)
         self._chunk_rows += rows
         if self._chunk_rows == CHUNK_ROWS:
             self._finish_chunk()
 
+    def _add_to_pieces(self, arrays: list[pa.Array]) -> None:
+        if self._only_piece is not None:
+            first, self._only_piece = self._only_piece, None
+            self._pieces = [_Pieces(self._temp_dir) for _ in arrays]
+            self._add_to_pieces(first)
+        for number, array in enumerate(arrays):
+            if self.families[number].widths:
+                self._pieces[number].add(array, self._parts(number, array))
+
     def _finish_chunk(self) -> None:
         if self._only_piece is None:
-            for chunk in self._chunks:
-                chunk.finish()
+            for pieces, digest in zip(self._pieces, self._digests, strict=True):
+                pieces.hash_into(digest)
         else:
-            for array, chunk in zip(self._only_piece, self._chunks, strict=True):
-                chunk.hash_whole(array)
-        self._only_piece = None
+            self._hash_only_piece(self._only_piece)
+        self._only_piece, self._pieces = None, []
         self._chunk_rows = 0
+
+    def _hash_only_piece(self, arrays: list[pa.Array]) -> None:
+        for number, array in enumerate(arrays):
+            fixed, text = self._parts(number, array)
+            if not fixed:
+                continue
+            update = self._digests[number].update
+            update(b"\1" + bits(validity(array)) if array.null_count else b"\0")
+            for buffer in fixed:
+                update(buffer)
+            if text is not None:
+                update(text)
+
+    def _parts(self, number: int, array: pa.Array) -> Parts:
+        try:
+            return self.families[number].parts(array)
+        except UnhashableType as error:
+            raise error.at(self._names[number]) from None
+
+
+@lru_cache(maxsize=10_000)
+def _prefix(name: str) -> bytes:
+    """What stands before a column's tag: the length of its name, and the name."""
+    encoded = name.encode()
+    return len(encoded).to_bytes(4, "little") + encoded
 
 
 def key_order(
@@ -152,14 +180,10 @@ def _row(column: Column, index: int) -> Column:
     return Column(column.family, column.array.slice(index, 1), column.nans)
 
 
-class _ColumnChunk:
-    """One column's digest, and the pieces of its unfinished chunk."""
+class _Pieces:
+    """One column's chunk that arrives in several pieces."""
 
-    def __init__(self, name: str, family: Family, temp_dir: Path | None) -> None:
-        self.digest = hashlib.sha256()
-        self._name = name
-        self._family = family
-        self._is_empty = isinstance(family, Nulls)
+    def __init__(self, temp_dir: Path | None) -> None:
         self._temp_dir = temp_dir
         self._valid: list[tuple[int, pa.Array | None]] = []
         self._fixed: list[tuple[Any, ...]] = []
@@ -167,30 +191,10 @@ class _ColumnChunk:
         self._text_bytes = 0
         self._spool: IO[bytes] | None = None
 
-    def hash_whole(self, array: pa.Array) -> None:
-        """Hash a chunk that is this canonical array."""
-        if self._is_empty:
-            return
-        fixed, text = self._parts(array)
-        update = self.digest.update
-        update(b"\1" + bits(validity(array)) if array.null_count else b"\0")
-        for buffer in fixed:
-            update(buffer)
-        if text is not None:
-            update(text)
-
-    def _parts(self, array: pa.Array) -> Parts:
-        try:
-            return self._family.parts(array)
-        except UnhashableType as error:
-            raise error.at(self._name) from None
-
-    def add(self, array: pa.Array) -> None:
-        """The next rows of a chunk of several pieces, as a canonical array."""
-        if self._is_empty:
-            return
+    def add(self, array: pa.Array, parts: Parts) -> None:
+        """The next rows, as a canonical array and its parts."""
         self._valid.append((len(array), validity(array) if array.null_count else None))
-        fixed, text = self._parts(array)
+        fixed, text = parts
         self._fixed.append(fixed)
         if text is not None:
             self._text.append(text)
@@ -198,39 +202,31 @@ class _ColumnChunk:
             if self._text_bytes > SPOOL_BYTES:
                 self._spool_text()
 
-    def finish(self) -> None:
-        """Hash the chunk, and begin the next one."""
-        if self._is_empty:
+    def hash_into(self, digest: Digest) -> None:
+        """Hash the whole chunk."""
+        if not self._fixed:
             return
-        update = self.digest.update
-        update(self._header())
+        digest.update(self._header())
         for part in zip(*self._fixed, strict=True):
             for buffer in part:
-                update(buffer)
+                digest.update(buffer)
         if self._spool is not None:
-            self._update_from(self._spool)
+            with self._spool as spool:
+                spool.seek(0)
+                while block := spool.read(_COPY_BYTES):
+                    digest.update(block)
         for text in self._text:
-            update(text)
-        self._valid, self._fixed, self._text, self._text_bytes = [], [], [], 0
+            digest.update(text)
 
     def _header(self) -> bytes:
         if all(flags is None for _, flags in self._valid):
             return b"\0"
         flags = [pa.repeat(_TRUE, rows) if flags is None else flags for rows, flags in self._valid]
-        return b"\1" + bits(flags[0] if len(flags) == 1 else pa.concat_arrays(flags))
+        return b"\1" + bits(pa.concat_arrays(flags))
 
     def _spool_text(self) -> None:
-        if len(self._fixed) < 2:  # noqa: PLR2004 - a single batch is in memory anyway
-            return
         if self._spool is None:
             self._spool = tempfile.TemporaryFile(dir=self._temp_dir)  # noqa: SIM115 - kept open
         for text in self._text:
             self._spool.write(text)
         self._text, self._text_bytes = [], 0
-
-    def _update_from(self, spool: IO[bytes]) -> None:
-        spool.seek(0)
-        while block := spool.read(_COPY_BYTES):
-            self.digest.update(block)
-        spool.close()
-        self._spool = None

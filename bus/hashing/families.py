@@ -53,7 +53,7 @@ _ZERO = {t: pa.scalar(0, t) for t in (_I32, _I64, _F64)}
 _NONE_REMOVED = pa.scalar(0, pa.uint8())
 _FALSE = pa.scalar(False)  # noqa: FBT003 - the value, not a flag
 _DIGITS_I64, _DIGITS_128, _DIGITS_256 = 18, 38, 76
-_INFINITY_BITS = unpack("<q", pack("<d", float("inf")))[0]
+INFINITY_BITS = unpack("<q", pack("<d", float("inf")))[0]
 _ONE = pa.scalar(1, pa.int64())
 _PER_SECOND = {
     "s": _ONE,
@@ -75,6 +75,7 @@ class Bools(Family):
 
     tag = b"b"
     widths = (1,)
+    is_plain = True
 
     def canonical(self, array: pa.Array) -> pa.Array:
         return array
@@ -94,7 +95,8 @@ class Integers(Family):
 
     def __init__(self, type_: pa.DataType) -> None:
         self.learns = self.is_u64 = type_ == pa.uint64()
-        self.is_wide = self.is_u64 or type_ == pa.int64()
+        self.is_plain = type_ == pa.int64()
+        self.is_wide = self.is_u64 or self.is_plain
         self.exceeds_i64 = False
 
     @property
@@ -125,12 +127,9 @@ class Floats(Family):
     def columns(self, arrays: list[pa.Array]) -> list[Column]:
         """The canonical forms of several arrays, for little more than the price of one."""
         arrays = [a if a.type == _F64 else _cast([a], _TO_DOUBLE) for a in arrays]
-        # Read as integers, -0.0 and every negative number (NaN too) are below zero, and a positive
-        # NaN is above infinity. So one cheap pass proves that there is nothing to normalise.
         raw = [array.view(_I64) for array in arrays]
-        found = _min_max([raw[0] if len(raw) == 1 else pa.chunked_array(raw)])
-        least, greatest = found[0].as_py(), found[1].as_py()
-        if least is None or (least >= 0 and greatest <= _INFINITY_BITS):
+        least, greatest = bounds_of_all(raw)
+        if least >= 0 and greatest <= INFINITY_BITS:
             return [Column(self, a, key=key) for a, key in zip(arrays, raw, strict=True)]
         if len(arrays) > 1 and least >= 0:  # NaN somewhere: perhaps not in all of them
             return [self.column(array) for array in arrays]
@@ -166,6 +165,17 @@ class Floats(Family):
         return (None, None) if only_nan else (least, greatest)
 
 
+def bounds_of_all(integers: list[pa.Array]) -> tuple[int, int]:
+    """(least, greatest) of several int64 arrays in one pass, (0, 0) without values.
+
+    Floats may be read as such integers: then -0.0 and every negative number (NaN too) are below
+    zero, and a positive NaN is above `INFINITY_BITS`. So one cheap pass proves for several columns
+    that there is nothing to normalise.
+    """
+    found = _min_max([integers[0] if len(integers) == 1 else pa.chunked_array(integers)])
+    return found[0].as_py() or 0, found[1].as_py() or 0
+
+
 class Text(Family):
     """`s` (UTF-8) and `x` (binary, fixed-size binary, UUID): i32 byte lengths, then the bytes."""
 
@@ -179,6 +189,7 @@ class Text(Family):
             self.target = pa.large_string() if self.tag == b"s" else pa.large_binary()
         elif type_.id == pa.lib.Type_FIXED_SIZE_BINARY:
             self.target = pa.large_binary()
+        self.is_plain = self.target is None
 
     def canonical(self, array: pa.Array) -> pa.Array:
         return array if self.target is None else array.cast(self.target)
@@ -435,3 +446,20 @@ _SCALARS: dict[int, Callable[[pa.DataType], Family]] = {
     **dict.fromkeys(type_ids("TIME32", "TIME64", "DURATION"), Spans),
     **dict.fromkeys(type_ids("DECIMAL32", "DECIMAL64", "DECIMAL128", "DECIMAL256"), Decimals),
 }
+
+
+def columns_together(families: list[Family], arrays: list[pa.Array]) -> list[Column]:
+    """The canonical forms of doubles and timestamps, whose checks are one and the same pass."""
+    raw = [array.view(_I64) for array in arrays]
+    least, greatest = bounds_of_all(raw)
+    if least >= 0 and greatest <= INFINITY_BITS:  # no time before 1970, no NaN, no -0.0
+        return [
+            Column(family, array, key=key) if family is FLOATS else Column(family, key)
+            for family, array, key in zip(families, arrays, raw, strict=True)
+        ]
+    floats = [array for family, array in zip(families, arrays, strict=True) if family is FLOATS]
+    reduced = iter(FLOATS.columns(floats) if floats else [])
+    return [
+        next(reduced) if family is FLOATS else family.column(array)
+        for family, array in zip(families, arrays, strict=True)
+    ]
