@@ -72,6 +72,8 @@ def is_name(text: str) -> bool:
 
 def _newest_rejection(lake: Lake, job_id: str) -> Path:
     found = lake.submissions(JobState.REJECTED, job_id) if is_name(job_id) else []
+    # `a~2` is the second submission of `a`, unless a job calls itself so.
+    found = [d for d in found if d.name == job_id or _job_of(d) == job_id]
     if not found:
         hint = "See `bus rejected` for what can be retried."
         raise NotFound(f"no rejected job {job_id[:160]!r}", where="JOB", hint=hint)

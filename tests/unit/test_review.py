@@ -11,6 +11,7 @@ import pytest
 from bus import disk
 from bus.intake import Intake
 from bus.model import JobState
+from bus.retry import retry
 from tests.pipeline import Pipeline, table
 
 if TYPE_CHECKING:
@@ -92,3 +93,16 @@ def test_a_caller_gets_a_moved_file_back_when_the_job_is_refused(
         staging.add(source, name="../evil", move=True)
         staging.submit()
     assert pq.read_table(source).num_rows == table(1).num_rows
+
+
+def test_a_retry_takes_the_job_of_that_id_and_not_one_that_is_called_like_its_second_try(
+    pipe: Pipeline, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.parquet"
+    disk.write_plain(broken, b"no parquet")
+    for job_id in ("a", "a~2"):
+        pipe.stage(job_id, broken)  # type: ignore[arg-type]  # a path is data as well
+    pipe.run()
+    assert pipe.state("a") is pipe.state("a~2") is JobState.REJECTED
+    assert retry(pipe.lake, "a").job_id == "a"
+    assert pipe.state("a~2") is JobState.REJECTED
