@@ -101,7 +101,7 @@ def test_a_retry_takes_the_job_of_that_id_and_not_one_that_is_called_like_its_se
     broken = tmp_path / "broken.parquet"
     disk.write_plain(broken, b"no parquet")
     for job_id in ("a", "a~2"):
-        pipe.stage(job_id, broken)  # type: ignore[arg-type]  # a path is data as well
+        pipe.stage(job_id, broken)
     pipe.run()
     assert pipe.state("a") is pipe.state("a~2") is JobState.REJECTED
     assert retry(pipe.lake, "a").job_id == "a"
