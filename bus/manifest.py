@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections import defaultdict
 from contextlib import closing, contextmanager
 from functools import cache
 from importlib import resources
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from bus.journal import Commit
     from bus.lake import Lake
-    from bus.model import ArtifactRecord, CommitRecord, JobRecord, Mutation
+    from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
 SCHEMA_VERSION = 2
@@ -221,9 +222,11 @@ class Manifest:
         with _told_broken():
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                applier = _Applier(self._db)
                 for commit in commits:
                     self._advance(commit)
-                    _Applier(self._db, commit.record).apply()
+                    applier.take(commit)
+                applier.flush()
                 self._note(progress or {})
                 self._db.execute("COMMIT")
             except BaseException:
@@ -243,51 +246,51 @@ class Manifest:
         step = {"seq": record.seq, "sha256": commit.sha256, "prev": record.prev}
         if self._db.execute(statement("advance"), step).rowcount != 2:  # noqa: PLR2004 - two keys
             raise StaleManifestError(record.seq)
-        count = sum(len(job.artifacts) for job in record.jobs)
-        self._db.execute(
-            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                record.seq,
-                commit.sha256,
-                record.committed_at_utc,
-                record.writer,
-                len(record.jobs),
-                count,
-            ),
-        )
 
 
 class _Applier:
-    """Writes one record's facts. Rows are collected first, then inserted table by table."""
+    """Writes records' facts. Rows are collected first, then inserted table by table.
 
-    def __init__(self, db: sqlite3.Connection, record: CommitRecord) -> None:
+    Facts that begin and end are inserted at the end of each record, because the next record asks
+    whether they hold; all other rows when there are enough, or when `flush` is called.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._record = record
-        self._seq = record.seq
-        self._at = record.committed_at_utc
         found = db.execute("SELECT coalesce(max(artifact_no), 0) FROM artifact_facts").fetchone()
         self._artifact_no: int = found[0]
-        self._tables: dict[str, list[tuple[Any, ...]]] = {}
-        self._runs: dict[str | None, dict[str, Any]] = {}
+        self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        self._facts: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        self._runs: dict[str | None, tuple[str | None, ...]] = {}
+        self._seq = 0
+        self._at = ""
 
-    def apply(self) -> None:
-        for job in self._record.jobs:
+    def take(self, commit: Commit) -> None:
+        """Collect what one record says."""
+        record = commit.record
+        self._seq, self._at = record.seq, record.committed_at_utc
+        self._runs.clear()
+        count = sum(len(job.artifacts) for job in record.jobs)
+        summary = (self._seq, commit.sha256, self._at, record.writer, len(record.jobs), count)
+        self._rows["commits"].append(summary)
+        for job in record.jobs:
             self._job(job)
-        self._flush()
+        self._insert(self._facts)
 
-    def _add(self, table: str, *row: Any) -> None:
-        self._tables.setdefault(table, []).append(row)
+    def flush(self) -> None:
+        """Insert every row that was collected."""
+        self._insert(self._rows)
+        self._insert(self._facts)
 
-    def _flush(self) -> None:
-        for table, rows in self._tables.items():
+    def _insert(self, tables: dict[str, list[tuple[Any, ...]]]) -> None:
+        for table, rows in tables.items():
             marks = ", ".join("?" * len(rows[0]))
             self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
-        self._tables.clear()
+        tables.clear()
 
     def _job(self, job: JobRecord) -> None:
         problems = [p.model_dump() for p in job.problems] if job.problems else None
-        self._add(
-            "jobs",
+        row = (
             None,
             job.job_id,
             job.verdict_id,
@@ -304,6 +307,7 @@ class _Applier:
             len(job.artifacts),
             to_json(problems).decode() if problems else None,
         )
+        self._rows["jobs"].append(row)
         if job.outcome is not Outcome.COMMITTED:
             return
         meta_json = to_json(job.meta).decode() if job.meta else "{}"
@@ -312,42 +316,35 @@ class _Applier:
             self._artifact(artifact)
             self._use(job, artifact, meta_json)
         for mutation in job.mutations:
-            self._flush()  # a mutation may end a fact that this very record adds
+            self.flush()  # a mutation may end a fact that this very record adds
             self._mutate(mutation)
 
     def _run(self, job: JobRecord, meta_json: str) -> None:
-        facts = {
-            "run_id": job.run_id,
-            "producer": job.producer,
-            "created_at_utc": job.created_at_utc,
-            "meta_json": meta_json,
-        }
+        facts = (job.run_id, job.producer, job.created_at_utc, meta_json)
         if self._runs.get(job.run_id) != facts:  # else this commit has said the same before
             self._runs[job.run_id] = facts
-            self._db.execute(statement("add_run"), facts | {"at": self._at, "seq": self._seq})
+            self._db.execute(statement("add_run"), (*facts, self._at, self._seq))
 
     def _artifact(self, artifact: ArtifactRecord) -> None:
         if artifact.decision == "revived":
-            self._flush()
+            self.flush()
             self._db.execute(statement("end_identity"), (self._seq, artifact.artifact_id))
             self._end("tombstone_facts", "artifact_id = ?", artifact.artifact_id)
         if artifact.decision != "deduped":
             self._identity(artifact)
+        # Of an artifact that is new nothing holds yet.
+        begin = self._begin if artifact.decision == "created" else self._once
         for source in artifact.inputs or ():
-            self._once("lineage_facts", artifact_id=artifact.artifact_id, input_artifact_id=source)
+            begin("lineage_facts", artifact_id=artifact.artifact_id, input_artifact_id=source)
         for key, values in artifact.tags.items():
             for value in values:
-                self._once("tag_facts", artifact_id=artifact.artifact_id, k=key, v=value)
+                begin("tag_facts", artifact_id=artifact.artifact_id, k=key, v=value)
         for old in artifact.supersedes:
-            self._once(
-                "supersede_facts", artifact_id=artifact.artifact_id, supersedes_artifact_id=old
-            )
+            begin("supersede_facts", artifact_id=artifact.artifact_id, supersedes_artifact_id=old)
 
     def _identity(self, artifact: ArtifactRecord) -> None:
         self._artifact_no += 1
-        self._add("objects", artifact.file_hash, artifact.size_bytes, self._seq)
-        self._add(
-            "artifact_facts",
+        identity = (
             self._artifact_no,
             artifact.artifact_id,
             artifact.kind,
@@ -364,11 +361,13 @@ class _Applier:
             self._seq,
             None,
         )
-        self._add("column_stats_facts", self._artifact_no, artifact.column_stats)
+        rows = self._rows
+        rows["objects"].append((artifact.file_hash, artifact.size_bytes, self._seq))
+        rows["artifact_facts"].append(identity)
+        rows["column_stats_facts"].append((self._artifact_no, artifact.column_stats))
 
     def _use(self, job: JobRecord, artifact: ArtifactRecord, meta_json: str) -> None:
-        self._add(
-            "run_artifacts",
+        row = (
             None,
             job.run_id,
             artifact.name,
@@ -388,6 +387,7 @@ class _Applier:
             self._at,
             meta_json,
         )
+        self._rows["run_artifacts"].append(row)
 
     def _mutate(self, mutation: Mutation) -> None:  # noqa: C901, PLR0912 - a case for each mutation
         match mutation:
@@ -419,7 +419,10 @@ class _Applier:
         same = " AND ".join(f"{column} = ?" for column in values)
         holds = f"SELECT 1 FROM {table} WHERE {same} AND ended_seq IS NULL"  # noqa: S608 - our own names
         if self._db.execute(holds, tuple(values.values())).fetchone() is None:
-            self._add(table, *values.values(), self._seq, None)
+            self._begin(table, **values)
+
+    def _begin(self, table: str, **values: str) -> None:
+        self._facts[table].append((*values.values(), self._seq, None))
 
     def _end(self, table: str, condition: str, *values: str) -> None:
         """End a fact; one that began in this very commit never held, and leaves no row.

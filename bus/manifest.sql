@@ -166,7 +166,9 @@ WHERE key IN ('applied_seq', 'applied_sha256')
 
 -- name: add_run
 -- A run begins with its first job and is widened by later ones; the newest meta wins by key.
-INSERT INTO runs VALUES (:run_id, :producer, :created_at_utc, :at, :at, :seq, :seq, :meta_json)
+INSERT INTO runs(run_id, producer, created_at_utc, meta_json, first_seen_at, last_seen_at,
+                 first_seq, last_seq)
+VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?6)
 ON CONFLICT (run_id) DO UPDATE SET
   last_seen_at = excluded.last_seen_at, last_seq = excluded.last_seq,
   meta_json = json_patch(meta_json, excluded.meta_json);

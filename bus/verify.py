@@ -396,5 +396,5 @@ def _file_views(lake: Lake, level: Level) -> Iterator[Finding]:
 
 def _twice(check: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """What two looks in a row find: the rest was being done at that moment."""
-    found = list(check())
+    found = set(check())
     return [finding for finding in check() if finding in found] if found else []

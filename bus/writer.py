@@ -577,10 +577,11 @@ class Writer:
         self._manifest.close()
         Catalog.delete(self._lake)
         self._manifest = Manifest.begin(self._lake)
-        self._catch_up()
-        views.prune_artifacts(self._lake, self._manifest)
-        self._catalog = Catalog.open(self._lake, self._settings, self._registry, self._manifest)
-        self._publish()
+        with reading_much():
+            self._catch_up()
+            views.prune_artifacts(self._lake, self._manifest)
+            self._catalog = Catalog.open(self._lake, self._settings, self._registry, self._manifest)
+            self._publish()
         self._tree = None
         self._treed = 0 if trees else self.seq
 
