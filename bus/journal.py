@@ -54,7 +54,7 @@ class Journal:
         data = record.to_bytes()
         path = self._lake.record_path(record.seq)
         # Never a name that a dead process may have left: that file may be the record itself.
-        temporary = self._lake.journal / f".{record.seq}.{secrets.token_hex(8)}.tmp"
+        temporary = self._lake.record_draft(f"{record.seq}-{secrets.token_hex(8)}")
         try:
             disk.write_durable(temporary, data, mode=0o444)
             disk.crash_point("commit.written")
@@ -67,6 +67,11 @@ class Journal:
         disk.sync_dir(self._lake.journal)
         disk.crash_point("commit.done")
         return Commit(record, hashlib.sha256(data).hexdigest())
+
+    def sweep(self) -> None:
+        """Remove drafts of writers that died; the caller is the writer."""
+        for path in self._lake.record_drafts():
+            disk.remove(path)
 
     def read(self, seq: int) -> Commit | None:
         """The commit with that number, or None. Raises `Damaged` when it cannot be read."""

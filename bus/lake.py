@@ -276,6 +276,14 @@ class Lake:
         """`journal/000000000042.json`."""
         return self.journal / f"{seq:012d}.json"
 
+    def record_draft(self, token: str) -> Path:
+        """Where a record is written before it has its number, away from the many that have one."""
+        return self.run / f"record-{token}.tmp"
+
+    def record_drafts(self) -> Iterator[Path]:
+        """Every draft there is."""
+        return self.run.glob("record-*.tmp")
+
     def kind_dir(self, kind: str, schema_version: int) -> Path:
         """`artifacts/<kind>/v<N>`: what one branch of `canon.<kind>` reads."""
         return self.artifacts / f"{kind}/v{schema_version}"

@@ -83,6 +83,7 @@ class Manifest:
         Whoever has brought it up to date calls `index` before searching it.
         Raises `BrokenManifestError`; so does every other method that meets damage.
         """
+        disk.remove(lake.manifest_begun)  # by a rebuild that died
         db = sqlite3.connect(lake.manifest_db, isolation_level=None, check_same_thread=False)
         manifest = cls(db)
         try:
@@ -131,8 +132,11 @@ class Manifest:
         if not lake.manifest_db.exists():
             raise Unavailable("no manifest yet", code=Code.E508, where=str(lake.manifest_db))
         uri = f"file:{lake.manifest_db}?mode=ro"
-        db = sqlite3.connect(uri, uri=True, timeout=10, check_same_thread=False)
-        db.execute("PRAGMA query_only = ON")
+        try:
+            db = sqlite3.connect(uri, uri=True, timeout=10, check_same_thread=False)
+            db.execute("PRAGMA query_only = ON")
+        except sqlite3.OperationalError as error:  # a rebuild put another in its place just now
+            raise Unavailable(str(error), code=Code.E508, where=str(lake.manifest_db)) from error
         return cls(db)
 
     @staticmethod

@@ -114,8 +114,13 @@ def sample(lake: Lake, settings: Settings) -> Report:
     except Unavailable:
         return report  # nothing was ever committed
     with closing(manifest):
-        report.seq, _ = manifest.applied
-        found = invariants.next_objects(lake, manifest, settings.verify_sample_size)
+        try:
+            report.seq, _ = manifest.applied
+            found = invariants.next_objects(lake, manifest, settings.verify_sample_size)
+        except BrokenManifestError as error:
+            report.findings.append(Finding(4, str(lake.manifest_db), f"damaged: {error}", REBUILD))
+            log.exception("damage", where=str(lake.manifest_db))
+            return report
         report.objects = len(found)
         for finding in invariants.hashes(found, report.was_read):
             named = invariants.told(manifest, finding, f"sha256:{Path(finding.where).stem}")
@@ -233,7 +238,7 @@ class _Verification:
             manifest = stack.enter_context(closing(Manifest.read(self._lake)))
             stack.enter_context(manifest.frozen())
             _ = manifest.applied
-        except (Unavailable, BrokenManifestError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 - damage has many faces, and each is a finding
             if self._lake.record_path(1).exists():
                 message = error.message if isinstance(error, BusError) else f"damaged: {error}"
                 self._found(4, self._lake.manifest_db, message, REBUILD)

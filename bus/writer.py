@@ -131,6 +131,7 @@ class Writer:
         self._shown = -1  # the commit up to which this writer has seen to the published catalog
         self._last_commit_s = 0.0
         self._next_publish_s = 0.0
+        self._journal.sweep()
         self._manifest = self._open_manifest()
         self._catch_up()
         self._exports_dirty = self._manifest.progress("exports") < self.seq

@@ -84,6 +84,7 @@ def assert_all_is_well(scene: Scene, submitted: list[Job]) -> None:
             assert read == [table(number) for number in job.tables]
     assert set(journaled) <= {job.job_id for job in submitted}
     assert [p.name for p in pipe.lake.claims.iterdir()] == []
+    assert list(pipe.lake.record_drafts()) == []
 
 
 def assert_the_batch_is_as_ever(scene: Scene) -> None:

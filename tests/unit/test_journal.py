@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,26 @@ def test_a_record_under_another_number_is_damage(lake: Lake) -> None:
     overwrite(lake.record_path(2), lake.record_path(1).read_bytes())
     with pytest.raises(Damaged, match="record 2 says it is 1"):
         journal.read(2)
+
+
+def test_a_full_disk_leaves_no_half_written_record(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(lake)
+    real = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) > 10:
+            return real(fd, bytes(data)[:10])
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        for _ in range(3):
+            with pytest.raises(OSError, match="no space"):
+                journal.append(record(1, GENESIS))
+    assert os.listdir(lake.journal) == []
+    assert journal.append(record(1, GENESIS)) == journal.read(1)
 
 
 def test_a_gap_is_told_from_the_end(lake: Lake) -> None:

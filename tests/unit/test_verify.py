@@ -587,6 +587,11 @@ def test_samples_go_round_all_objects(pipe: Pipeline) -> None:
     assert [report.objects for report in reports] == [2, 2, 2]
 
 
+def test_a_sample_of_a_lake_with_a_broken_manifest_says_so(pipe: Pipeline) -> None:
+    break_manifest(pipe)
+    assert [f.invariant for f in sample(pipe.lake, pipe.settings).findings] == [4]
+
+
 def test_a_sample_of_an_empty_lake_finds_nothing(tmp_path: Path) -> None:
     pipe = Pipeline(tmp_path)
     assert sample(pipe.lake, pipe.settings).findings == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -350,6 +351,47 @@ def test_a_fault_after_the_commit_is_made_good_by_the_same_writer(tmp_path: Path
         wait_until(lambda: not writer.drain().jobs)
     assert len(list(pipe.lake.run_trees.glob("*/artifacts/*/data.parquet"))) == 2
     assert pipe.state("j1") is JobState.COMMITTED
+
+
+def test_a_disk_that_is_full_between_commit_and_index_delays_and_doubles_nothing(
+    pipe: Pipeline, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe.judged(verdict("j1", A))
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "apply", full)
+        with pytest.raises(sqlite3.OperationalError):
+            writer.drain()
+    assert len(pipe.records()) == 1
+    pipe.judged(verdict("j2", B))
+    while writer.drain().more:
+        pass
+    assert [[j.job_id for j in r.jobs] for r in pipe.records()] == [["j1"], ["j2"]]
+    assert (pipe.receipt("j1").seq, pipe.receipt("j2").seq) == (1, 2)
+    assert pipe.links() == {id_of(A), id_of(B)}
+
+
+def test_a_rebuild_that_dies_before_its_end_leaves_the_old_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipeline(tmp_path)
+    before = grown(pipe)
+
+    def died(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pipe.writer() as writer:
+        patch.setattr(Manifest, "finish", died)
+        with pytest.raises(KeyboardInterrupt):
+            writer.rebuild()
+        assert current(pipe) == before
+    pipe.judged(verdict("next", B))
+    pipe.commit()
+    assert pipe.rows("SELECT job_id FROM jobs ORDER BY job_no DESC LIMIT 1") == [("next",)]
+    assert not pipe.lake.manifest_begun.exists()
 
 
 def test_a_job_committed_and_not_answered_is_answered_and_not_committed_again(
