@@ -1,8 +1,9 @@
 """A reader in a process of its own: it says when a job's row was there, and its file readable.
 
-`python -m benchmarks.watcher CATALOG` reads lines ``run_id rows`` and answers each with two times in
-nanoseconds: when a snapshot, opened and queried anew, had the run's row, and the Parquet file at the
-row's path was opened and had that many rows; and when that snapshot was published.
+`python -m benchmarks.watcher LAKE` reads lines ``run_id rows`` and answers each with nanoseconds:
+when a snapshot, opened and queried anew, had the run's row, and the Parquet file at the row's path
+was opened and had that many rows; when that snapshot was published; and how long the same look took
+right after that through a DuckDB started for it alone, instead of one that stays (`Snapshots`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-import duckdb
 import pyarrow.parquet as pq
+
+from bus.lake import Lake
+from bus.snapshot import Snapshots, connect_snapshot
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+    import duckdb
 
 _POLL_S = 0.001
 _GIVE_UP_S = 60.0
@@ -29,8 +34,8 @@ _QUERY = "SELECT canonical_path, rows FROM catalog.artifacts_f WHERE run_id = ?"
 class Watcher:
     """The process, seen from the producer's side."""
 
-    def __init__(self, catalog: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.watcher", str(catalog)]
+    def __init__(self, lake: Lake) -> None:
+        command = [sys.executable, "-m", "benchmarks.watcher", str(lake.root)]
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -59,35 +64,41 @@ class Watcher:
         stream.write(f"{run_id} {rows}\n")
         stream.flush()
 
-    def seen_s(self) -> tuple[float, float]:
-        """When what was expected was seen, and when the snapshot that shows it was published.
+    def seen_s(self) -> tuple[float, float, float]:
+        """When what was expected was seen, when the snapshot that shows it was published; a cold look.
 
-        As `time.time()`; the second only as exact as the file system's clock, some milliseconds.
+        The first two as `time.time()`, the second only as exact as the file system's clock, some
+        milliseconds; the last in seconds.
         """
-        seen_ns, published_ns = cast("IO[str]", self._child.stdout).readline().split()
-        return int(seen_ns) / 1e9, int(published_ns) / 1e9
+        stream = cast("IO[str]", self._child.stdout)
+        seen_ns, published_ns, cold_ns = map(int, stream.readline().split())
+        return seen_ns / 1e9, published_ns / 1e9, cold_ns / 1e9
 
 
 # ── the program ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _watch(catalog: Path) -> None:
-    looked_at: tuple[int, int] | None = (
-        None  # a snapshot that was looked at already cannot hold what comes next
-    )
+def _watch(lake: Lake) -> None:
+    snapshots = Snapshots(lake)
+    looked_at: tuple[int, int] | None = None  # it cannot hold what comes next
     for line in sys.stdin:
         run_id, rows = line.split()
         deadline_s = time.monotonic() + _GIVE_UP_S
         while time.monotonic() < deadline_s:
-            published = _published(catalog)
+            published = _published(lake.catalog_db)
             if published is not None and published != looked_at:
                 looked_at = published
-                if _is_there(catalog, run_id, int(rows)):
-                    break
+                with snapshots.newest() as db:
+                    if _is_there(db, run_id, int(rows)):
+                        break
             time.sleep(_POLL_S)
         else:
             raise SystemExit(f"run {run_id} was not seen in {_GIVE_UP_S:g} s")
-        print(time.time_ns(), published[1], flush=True)
+        seen_ns = time.time_ns()
+        with connect_snapshot(lake) as db:
+            assert _is_there(db, run_id, int(rows))
+            cold_ns = time.time_ns() - seen_ns
+        print(seen_ns, published[1], cold_ns, flush=True)
 
 
 def _published(catalog: Path) -> tuple[int, int] | None:
@@ -98,11 +109,10 @@ def _published(catalog: Path) -> tuple[int, int] | None:
     return None
 
 
-def _is_there(catalog: Path, run_id: str, rows: int) -> bool:
-    with duckdb.connect(str(catalog), read_only=True) as db:
-        found = db.execute(_QUERY, [run_id]).fetchone()
+def _is_there(db: duckdb.DuckDBPyConnection, run_id: str, rows: int) -> bool:
+    found = db.execute(_QUERY, [run_id]).fetchone()
     return found is not None and pq.read_metadata(found[0]).num_rows == rows == found[1]
 
 
 if __name__ == "__main__":
-    _watch(Path(sys.argv[1]))
+    _watch(Lake(Path(sys.argv[1])))

@@ -375,7 +375,7 @@ class Catalog:
         final.parent.mkdir(parents=True, exist_ok=True)
         disk.copy_descriptor(self._fd, temporary)
         disk.crash_point("views.built")
-        disk.publish_file(temporary, final)
+        disk.show_file(temporary, final)
         self._published = (*_place(final), self.applied_seq)
         return True
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from bus.snapshot import Snapshots
     from bus.staging import Staging
 
 #: Run ids made up for a job_id: the same job, submitted again, belongs to the same run.
@@ -61,6 +62,12 @@ class Bus:
     def run_id(self) -> str:
         """The run that jobs belong to when none is named: this object's."""
         return str(uuid.uuid4())
+
+    @cached_property
+    def _snapshots(self) -> Snapshots:
+        from bus.snapshot import Snapshots  # noqa: PLC0415 - brings duckdb; producers need it not
+
+        return Snapshots(self.lake)
 
     # ── submitting ────────────────────────────────────────────────────────────────────────────
 
@@ -152,9 +159,7 @@ class Bus:
 
         Raises `Refused` (E510) for anything but reading, `Unavailable` (E508) without a catalog.
         """
-        from bus.catalog import select  # noqa: PLC0415 - brings duckdb, which producers need not
-
-        columns, rows = select(self.lake, self.settings, sql, limit)
+        columns, rows = self._snapshots.select(sql, limit)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
 

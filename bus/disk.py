@@ -137,6 +137,16 @@ def publish_file(temporary: Path, final: Path) -> None:
     sync_dir(final.parent)
 
 
+def show_file(temporary: Path, final: Path) -> None:
+    """Rename a view's finished file over `final`, and make it durable when readers have it already.
+
+    A power cut in between may leave a torn file there: only for what is made anew at every start.
+    """
+    os.replace(temporary, final)
+    sync_file(final)
+    sync_dir(final.parent)
+
+
 def link_new(source: Path | str, target: Path | str) -> bool:
     """Give `source` a second name that must not exist yet; False when the name is taken.
 

@@ -12,6 +12,7 @@ nodes that read, and only table functions of a list.
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from contextlib import contextmanager
@@ -107,11 +108,11 @@ def connect_snapshot(
         },
     )
     try:
-        db.execute(f"ATTACH {literal(str(lake.catalog_db))} AS bus (READ_ONLY)")
         _lock_down(db, lake)
-    except duckdb.Error as error:
+        _attach(db, lake)
+    except BaseException:
         db.close()
-        raise Unavailable(str(error), code=Code.E508, where=str(lake.catalog_db)) from error
+        raise
     return db
 
 
@@ -119,12 +120,91 @@ def _lock_down(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     open_to = [lake.artifacts, lake.objects, lake.exports]
     paths = [*(lake.public(path) for path in open_to), *map(str, open_to)]
     patterns = [unglobbed(path) for path in paths]  # a pattern is compared before it is expanded
-    listed = ", ".join(literal(path) for path in dict.fromkeys([*paths, *patterns]))
-    db.execute("USE bus")
     db.execute("SET TimeZone = 'UTC'")
-    db.execute(f"SET allowed_directories = [{listed}]")
+    db.execute(f"SET allowed_directories = [{_listed(*paths, *patterns)}]")
+    # The next snapshot is attached under the lock too; DuckDB looks for a log beside it.
+    db.execute(f"SET allowed_paths = [{_listed(str(lake.catalog_db), f'{lake.catalog_db}.wal')}]")
     db.execute("SET enable_external_access = false")
     db.execute("SET lock_configuration = true")
+
+
+def _listed(*paths: str) -> str:
+    return ", ".join(literal(path) for path in dict.fromkeys(paths))
+
+
+def _attach(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    try:
+        db.execute(f"ATTACH {literal(str(lake.catalog_db))} AS bus (READ_ONLY)")
+        db.execute("USE bus")
+    except duckdb.Error as error:
+        raise Unavailable(str(error), code=Code.E508, where=str(lake.catalog_db)) from error
+
+
+class Snapshots:
+    """The newest snapshot again and again, through one DuckDB instance that stays.
+
+    Starting DuckDB costs three times as much as opening a snapshot in it (measured). Safe to share
+    between threads: while one reads, another gets a connection of its own; and across a fork.
+    """
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self._busy = threading.Lock()
+        self._db: duckdb.DuckDBPyConnection | None = None
+        self._inherited: duckdb.DuckDBPyConnection | None = None
+        self._shown: tuple[int, ...] = ()
+
+    @contextmanager
+    def newest(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The snapshot that is published now, for one block. Raises as `connect_snapshot` does."""
+        if not self._busy.acquire(blocking=False):
+            with connect_snapshot(self._lake) as db:
+                yield db
+            return
+        try:
+            try:
+                yield self._opened()
+            except BaseException:  # whatever it was, the next reader begins with a new instance
+                self.close()
+                raise
+        finally:
+            self._busy.release()
+
+    def _opened(self) -> duckdb.DuckDBPyConnection:
+        published = _identity(self._lake.catalog_db)
+        if self._db is not None and self._shown[0] != os.getpid():
+            # Closing it would wait for threads that did not come along.
+            self._inherited, self._db = self._db, None
+        if self._db is None:
+            self._db = connect_snapshot(self._lake)
+        elif self._shown != published:
+            self._db.execute("USE memory")
+            self._db.execute("DETACH bus")
+            _attach(self._db, self._lake)
+        self._shown = published  # what was there before we opened it: at worst it is opened again
+        return self._db
+
+    def close(self) -> None:
+        """Let the instance go; the next reader starts another."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def select(
+        self, sql: str, limit: int | None = None, *, timeout_s: float | None = None
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """As `select` below, on the instance that stays."""
+        with self.newest() as db:
+            return _select(db, sql, limit, timeout_s)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Ours, and the published file's: a child after a fork must not use what its parent opened."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise Unavailable("no catalog yet", code=Code.E508, where=str(path)) from None
+    return os.getpid(), found.st_ino, found.st_ctime_ns
 
 
 def select(
@@ -143,10 +223,16 @@ def select(
     a catalog.
     """
     with connect_snapshot(lake, settings) as db:
-        read(db, sql)
-        with asking(sql), time_limit(db, timeout_s):
-            reader = db.sql(sql).to_arrow_reader(_BATCH_ROWS)
-            return list(reader.schema.names), _rows(reader, limit)
+        return _select(db, sql, limit, timeout_s)
+
+
+def _select(
+    db: duckdb.DuckDBPyConnection, sql: str, limit: int | None, timeout_s: float | None
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    read(db, sql)
+    with asking(sql), time_limit(db, timeout_s):
+        reader = db.sql(sql).to_arrow_reader(_BATCH_ROWS)
+        return list(reader.schema.names), _rows(reader, limit)
 
 
 def _rows(reader: pa.RecordBatchReader, limit: int | None) -> list[tuple[Any, ...]]:
