@@ -17,11 +17,11 @@ import shutil
 import signal
 import stat
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 #: Every crash point, by the step of the commit protocol (DESIGN section 5) that it follows.
 CRASH_POINTS: dict[str, str] = {
@@ -159,7 +159,7 @@ def link_new(source: Path | str, target: Path | str) -> bool:
     return True
 
 
-def link_or_copy(source: Path, target: Path) -> bool:
+def link_or_copy(source: Path | str, target: Path | str) -> bool:
     """Make a view's file `target` show `source`: hard link, or a copy where links run out.
 
     True when something was made, False when `target` exists. ext4 allows 65,000 names a file, and
@@ -172,8 +172,9 @@ def link_or_copy(source: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in {errno.EMLINK, errno.EXDEV, errno.EPERM}:
             raise
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        copy_file(source, temporary)
+        directory, name = os.path.split(target)
+        temporary = Path(directory, f".{name}.{os.getpid()}.tmp")
+        copy_file(Path(source), temporary)
         os.replace(temporary, target)
     return True
 

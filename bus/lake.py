@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bus import disk
@@ -20,7 +21,6 @@ from bus.model import ID_PATTERN, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MANIFEST = "manifest.json"
 COMMIT = "COMMIT"
@@ -157,9 +157,12 @@ class Lake:
         """Eight hex digits that tell this lake from others on the same Redis."""
         return hashlib.sha256(str(self.public_root).encode()).hexdigest()[:8]
 
-    def public(self, path: Path) -> str:
-        """An absolute path as readers see it (`BUS_PUBLIC_ROOT`)."""
-        return str(self.public_root / path.relative_to(self.root))
+    def public(self, path: Path | str) -> str:
+        """An absolute path within the lake as readers see it (`BUS_PUBLIC_ROOT`)."""
+        within = str(path).removeprefix(str(self.root))
+        if not within.startswith("/"):
+            raise ValueError(f"{path} is not in {self.root}")
+        return f"{self.public_root}{within}"
 
     def relative(self, path: Path) -> str:
         """A path relative to the lake, as views store it."""
@@ -266,6 +269,10 @@ class Lake:
         """`objects/<ab>/<sha256>.parquet`."""
         return self.objects / f"{sha256[:2]}/{sha256}.parquet"
 
+    def object_place(self, sha256: str) -> str:
+        """The same as text: a rebuild looks at every one."""
+        return f"{self.objects}/{sha256[:2]}/{sha256}.parquet"
+
     def all_objects(self) -> Iterator[Path]:
         """Every object file, in no order."""
         for prefix in sorted(self.objects.iterdir()):
@@ -310,7 +317,11 @@ class Lake:
 
     def sidecar_path(self, artifact_id: str) -> Path:
         """Identity, provenance and lineage of one artifact as JSON."""
-        return self.sidecars / f"{artifact_id}.json"
+        return Path(self.sidecar_place(artifact_id))
+
+    def sidecar_place(self, artifact_id: str) -> str:
+        """The same as text."""
+        return f"{self.sidecars}/{artifact_id}.json"
 
     def run_tree(self, run_id: str) -> Path:
         """`store/runs/<run_id>`."""
@@ -322,7 +333,11 @@ class Lake:
 
     def run_data_path(self, run_id: str, name: str) -> Path:
         """`store/runs/<run_id>/artifacts/<name>/data.parquet`."""
-        return self.run_trees / f"{run_id}/artifacts/{name}/data.parquet"
+        return Path(self.run_place(run_id, name)) / "data.parquet"
+
+    def run_place(self, run_id: str, name: str) -> str:
+        """The directory of what a run delivered under one name, as text."""
+        return f"{self.run_trees}/{run_id}/artifacts/{name}"
 
     def run_schema_path(self, run_id: str, name: str) -> Path:
         """`schema.json` beside the data."""

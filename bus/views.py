@@ -9,11 +9,12 @@ and logged: the rest of the lake must stay readable, and `bus verify` names what
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from bus import disk
 from bus.model import Outcome, Supersede, Tombstone
@@ -70,24 +71,23 @@ def unlink_inactive(lake: Lake, record: CommitRecord, manifest: Manifest) -> Non
 
 
 def _link_artifact(lake: Lake, artifact: ArtifactRecord) -> None:
-    target = lake.artifact_path(artifact.kind, artifact.schema_version, artifact.artifact_id)
-    source = lake.object_path(artifact.sha256)
-    try:
-        made = disk.link_or_copy(source, target)
-    except FileNotFoundError:
-        if not _is_there(source):
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = disk.link_or_copy(source, target)
-    if not made and artifact.decision == "revived":  # it may still show the bytes from before
-        _replace_link(source, target)
+    place = (artifact.kind, artifact.schema_version, artifact.artifact_id)
+    directory, name = lake.artifact_place(*place)
+    made = _link(lake.object_place(artifact.sha256), directory, name)
+    if made is False and artifact.decision == "revived":  # it may still show the bytes from before
+        _replace_link(lake.object_path(artifact.sha256), lake.artifact_path(*place))
 
 
-def _is_there(source: Path) -> bool:
-    found = source.exists()
-    if not found:
-        log.error("object_missing", path=str(source))
-    return found
+def _link(source: str, directory: str, name: str) -> bool | None:
+    """Make `directory/name` show an object: False when it is there, None when the object is not."""
+    target = f"{directory}/{name}"
+    with suppress(FileNotFoundError):
+        return disk.link_or_copy(source, target)
+    if not os.path.exists(source):  # noqa: PTH110 - texts: a rebuild comes by for every artifact
+        log.error("object_missing", path=source)
+        return None
+    os.makedirs(directory, exist_ok=True)  # noqa: PTH103 - as above
+    return disk.link_or_copy(source, target)
 
 
 def _replace_link(source: Path, target: Path) -> None:
@@ -130,22 +130,22 @@ def _write_run_meta(lake: Lake, job: JobRecord) -> None:
 
 
 def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None:
-    data = lake.run_data_path(str(job.run_id), artifact.name)
-    source = lake.object_path(artifact.sha256)
-    if not _is_there(source):
+    run_id, name = str(job.run_id), artifact.name
+    directory = lake.run_place(run_id, name)
+    made = _link(lake.object_place(artifact.sha256), directory, "data.parquet")
+    if made is None:
         return
-    data.parent.mkdir(parents=True, exist_ok=True)
-    if not disk.link_or_copy(source, data) and not data.samefile(source):
-        _replace_link(source, data)  # the run delivered this name again: the newest is shown
+    if not made:
+        data, source = lake.run_data_path(run_id, name), lake.object_path(artifact.sha256)
+        if not data.samefile(source):
+            _replace_link(source, data)  # the run delivered this name again: the newest is shown
     if artifact.decision != "deduped":
         schema = {
             "kind": artifact.kind,
             "schema_version": artifact.schema_version,
             "schema_hint": artifact.schema_hint,
-            "columns": from_json(artifact.columns),
         }
-        path = lake.run_schema_path(str(job.run_id), artifact.name)
-        disk.write_plain(path, to_json(schema))
+        disk.write_plain(f"{directory}/schema.json", _joined(schema, columns=artifact.columns))
 
 
 def _write_sidecar(
@@ -156,15 +156,6 @@ def _write_sidecar(
         "kind": artifact.kind,
         "schema_version": artifact.schema_version,
         "logical_key": artifact.logical_key,
-        "identity": {
-            "file_hash": artifact.file_hash,
-            "content_hash": artifact.content_hash,
-            "row_count": artifact.rows,
-            "size_bytes": artifact.size_bytes,
-            "min_ts": artifact.min_ts,
-            "max_ts": artifact.max_ts,
-            "columns": from_json(artifact.columns),
-        },
         "provenance": {
             "run_id": job.run_id,
             "job_id": job.job_id,
@@ -177,9 +168,24 @@ def _write_sidecar(
         },
         "lineage": {"inputs": artifact.inputs, "supersedes": artifact.supersedes},
         "tags": artifact.tags,
-        "paths": {"parquet": lake.public(lake.object_path(artifact.sha256))},
+        "paths": {"parquet": lake.public(lake.object_place(artifact.sha256))},
     }
-    disk.write_plain(lake.sidecar_path(artifact.artifact_id), to_json(facts))
+    identity = {
+        "file_hash": artifact.file_hash,
+        "content_hash": artifact.content_hash,
+        "row_count": artifact.rows,
+        "size_bytes": artifact.size_bytes,
+        "min_ts": artifact.min_ts,
+        "max_ts": artifact.max_ts,
+    }
+    whole = _joined(identity, columns=artifact.columns).decode()
+    disk.write_plain(lake.sidecar_place(artifact.artifact_id), _joined(facts, identity=whole))
+
+
+def _joined(facts: dict[str, Any], **texts: str) -> bytes:
+    """An object as JSON, with members whose values are JSON texts already."""
+    members = "".join(f',"{name}":{text}' for name, text in texts.items())
+    return to_json(facts)[:-1] + members.encode() + b"}"
 
 
 def prune_artifacts(lake: Lake, manifest: Manifest) -> int:
