@@ -5,13 +5,15 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint types bench up lock clean
+.PHONY: help demo test test-all lint types bench up lock clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --quiet --no-input --disable-pip-version-check
 # One file per state of the two inputs; removing it installs anew.
 READY := $(VENV)/.installed
+
+OLDEST := $(VENV)-oldest/.installed
 
 # A lake or a Redis named in the caller's environment is theirs: neither tests nor demo touch it.
 OWN := env -u BUS_LAKE -u BUS_REDIS_URL -u BUS_REDIS_PREFIX
@@ -24,6 +26,10 @@ demo: $(READY)  ## a whole bus in ./demo-lake: submit, query, reject, kill, rebu
 
 test: lint types  ## style, types and every test
 	$(OWN) $(BIN)/python -m pytest
+
+# The oldest releases that pyproject.toml allows: files must open in DuckDB 1.5, and hashes agree.
+test-all: $(OLDEST)  ## what `make test` leaves out: the core with the oldest duckdb and pyarrow
+	$(OWN) $(VENV)-oldest/bin/python -m pytest tests/unit tests/contract tests/hostile tests/crash
 
 lint: $(READY)  ## ruff: all rules, and the format
 	$(BIN)/ruff check .
@@ -58,6 +64,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
+$(OLDEST): $(READY)
+	$(BIN)/python -m venv --clear $(VENV)-oldest
+	grep -vE '^(duckdb|pyarrow)==' constraints.txt > $(VENV)-oldest/constraints.txt
+	@$(VENV)-oldest/bin/python -m pip --quiet --no-input --disable-pip-version-check install \
+	  --constraint $(VENV)-oldest/constraints.txt --editable '.[dev]' duckdb==1.5.0 pyarrow==24.0.0
+	@touch $(OLDEST)
+
 # Resolves anew with the bounds of pyproject.toml, in an environment that is thrown away.
 # async-timeout is what redis wants on Python 3.11.0 to 3.11.2 only: pinned for those.
 lock:  ## write constraints.txt: the newest versions that pyproject.toml allows
@@ -71,6 +84,6 @@ lock:  ## write constraints.txt: the newest versions that pyproject.toml allows
 	rm -rf .venv-lock
 
 clean:  ## remove what make created; never ./data, which is your lake
-	rm -rf $(VENV) .venv-lock demo-lake .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-oldest .venv-lock demo-lake .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -f benchmarks/latest.json
 	find bus tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

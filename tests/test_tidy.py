@@ -114,7 +114,6 @@ LAYOUT_WORDS = {
 LAYOUT_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("catalog", "COMMIT"): "the SQL statement",
     ("manifest", "COMMIT"): "the SQL statement",
-    ("manifest", "objects"): "the SQL table",
     ("model", "manifest.json"): "names the document in a problem, opens nothing",
     ("verify", "objects"): "the SQL table",
     ("settings", "bus"): "finds the lake, before there is a Lake to ask",
