@@ -81,7 +81,7 @@ def _counted() -> Iterator[Counter[str]]:
 
 
 def _is_shared(lake: Lake, name: str) -> bool:
-    shared = (lake.journal, lake.catalog_db.parent, lake.exports, lake.manifest_db.parent)
+    shared = (lake.journal, lake.run, lake.catalog_db.parent, lake.exports, lake.manifest_db.parent)
     path = Path(name)
     return path in {lake.processed, lake.rejected} or any(path.is_relative_to(d) for d in shared)
 

@@ -51,7 +51,15 @@ _FRESH_CHARACTERS = 512 << 10
 #: What `digest` compares, beside the text of all views.
 DIGESTED = (
     *("applied_v", "runs_d", "uses", "jobs_f", "lineage_facts", "tag_facts", "supersede_facts"),
-    *("tombstone_facts", "alias_facts", "pin_facts", "identity_facts", "columns_d", "views_d"),
+    *(
+        "tombstone_facts",
+        "damage_facts",
+        "alias_facts",
+        "pin_facts",
+        "identity_facts",
+        "columns_d",
+        "views_d",
+    ),
 )
 
 

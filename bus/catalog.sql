@@ -43,6 +43,8 @@ CREATE TABLE held.supersede_facts(
   artifact_id UUID, supersedes_artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
 CREATE TABLE held.tombstone_facts(
   artifact_id UUID, reason VARCHAR, added_seq BIGINT, ended_seq BIGINT);
+CREATE TABLE held.damage_facts(
+  file_hash VARCHAR, found VARCHAR, added_seq BIGINT, ended_seq BIGINT);
 CREATE TABLE held.alias_facts(
   kind VARCHAR, alias VARCHAR, artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
 CREATE TABLE held.pin_facts(
@@ -99,6 +101,9 @@ FROM {incoming}
 -- name: pick_tombstone_facts
 SELECT artifact_id::UUID AS artifact_id, reason, added_seq, ended_seq FROM {incoming}
 
+-- name: pick_damage_facts
+SELECT file_hash, found, added_seq, ended_seq FROM {incoming}
+
 -- name: pick_alias_facts
 SELECT kind, alias, artifact_id::UUID AS artifact_id, added_seq, ended_seq FROM {incoming}
 
@@ -113,6 +118,7 @@ CREATE VIEW catalog.lineage_facts AS FROM held.lineage_facts UNION ALL {lineage_
 CREATE VIEW catalog.tag_facts AS FROM held.tag_facts UNION ALL {tag_facts};
 CREATE VIEW catalog.supersede_facts AS FROM held.supersede_facts UNION ALL {supersede_facts};
 CREATE VIEW catalog.tombstone_facts AS FROM held.tombstone_facts UNION ALL {tombstone_facts};
+CREATE VIEW catalog.damage_facts AS FROM held.damage_facts UNION ALL {damage_facts};
 CREATE VIEW catalog.alias_facts AS FROM held.alias_facts UNION ALL {alias_facts};
 CREATE VIEW catalog.pin_facts AS FROM held.pin_facts UNION ALL {pin_facts};
 
@@ -146,6 +152,12 @@ CREATE VIEW catalog.tombstones_f AS
 SELECT artifact_id::VARCHAR AS artifact_id, reason, added_seq
 FROM catalog.tombstone_facts WHERE ended_seq IS NULL;
 
+-- What stands on objects whose bytes are gone or changed. canon.* and the exports leave it out.
+CREATE VIEW catalog.damaged_v AS
+SELECT DISTINCT u.artifact_id::VARCHAR AS artifact_id, u.kind, d.file_hash, d.found, d.added_seq
+FROM catalog.uses u JOIN catalog.damage_facts d ON u.file_digest = unhex(d.file_hash[-64:])
+WHERE d.ended_seq IS NULL;
+
 CREATE VIEW catalog.aliases_f AS
 SELECT kind, alias, artifact_id::VARCHAR AS artifact_id, added_seq
 FROM catalog.alias_facts WHERE ended_seq IS NULL;
@@ -161,6 +173,9 @@ CREATE VIEW catalog.artifacts_f AS SELECT {artifact} FROM catalog.uses;
 -- Artifacts nobody should start from: tombstoned, purged or damaged.
 CREATE VIEW catalog.withdrawn_v AS
 SELECT artifact_id FROM catalog.tombstone_facts WHERE ended_seq IS NULL
+UNION
+SELECT artifact_id FROM catalog.uses WHERE file_digest IN (
+  SELECT unhex(file_hash[-64:]) FROM catalog.damage_facts WHERE ended_seq IS NULL)
 UNION
 SELECT artifact_id FROM catalog.identity_facts
 GROUP BY artifact_id HAVING count(*) = count(ended_seq);
@@ -193,6 +208,9 @@ SELECT {artifact},
          WHEN artifact_id IN (
            SELECT artifact_id FROM catalog.tombstone_facts
            WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'tombstoned'
+         WHEN file_digest IN (
+           SELECT unhex(file_hash[-64:]) FROM catalog.damage_facts
+           WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'damaged'
          WHEN artifact_id IN (
            SELECT supersedes_artifact_id FROM catalog.supersede_facts
            WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'superseded'

@@ -16,9 +16,11 @@ from bus.model import (
     Alias,
     ArtifactRecord,
     JobRecord,
+    MarkDamaged,
     Outcome,
     Pin,
     ProblemDoc,
+    Restore,
     Supersede,
     Tag,
     Tombstone,
@@ -41,10 +43,10 @@ _UUID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An artifact that exists: the bytes it stands on, and whether it was tombstoned."""
+    """An artifact that exists: the bytes it stands on, and whether it is tombstoned or damaged."""
 
     file_hash: str
-    tombstoned: bool = False
+    withdrawn: bool = False
 
 
 @dataclass(slots=True)
@@ -98,13 +100,15 @@ class _Batch:
         self._aliases: dict[tuple[str, str], str | None] = {}
         self._inputs: dict[str, list[str]] = {}
         self._superseded: dict[str, list[str]] = {}
+        self._damaged: set[str] = set()
         self._load(identity(facts) for verdict in accepted for facts in verdict.artifacts)
 
     def _load(self, artifact_ids: Iterable[str]) -> None:
         wanted = {a for a in artifact_ids if a not in self._artifacts}
         self._artifacts |= dict.fromkeys(wanted)
-        for artifact_id, file_hash, tombstoned in self._manifest.among("known_artifacts", wanted):
-            self._artifacts[artifact_id] = Known(file_hash, bool(tombstoned))
+        for artifact_id, file_hash, withdrawn in self._manifest.among("known_artifacts", wanted):
+            gone = withdrawn or file_hash in self._damaged
+            self._artifacts[artifact_id] = Known(file_hash, bool(gone))
 
     def artifact(self, artifact_id: str) -> Known | None:
         self._load([artifact_id])
@@ -165,13 +169,21 @@ class _Batch:
             match mutation:
                 case Tombstone(target=target):
                     if known := self.artifact(target):
-                        self._artifacts[target] = Known(known.file_hash, tombstoned=True)
+                        self._artifacts[target] = Known(known.file_hash, withdrawn=True)
                 case Supersede(target=old, by=new):
                     _join(self._superseded, new, [old])
                 case Alias(kind=kind, alias=alias, target=aliased):
                     self._aliases[kind, alias] = aliased
+                case MarkDamaged(object=sha256):
+                    self._mark_damaged(f"sha256:{sha256}")
                 case _:
                     pass
+
+    def _mark_damaged(self, file_hash: str) -> None:
+        self._damaged.add(file_hash)
+        for artifact_id, known in self._artifacts.items():
+            if known and known.file_hash == file_hash:
+                self._artifacts[artifact_id] = Known(file_hash, withdrawn=True)
 
 
 def _join(graph: dict[str, list[str]], start: str, ends: Sequence[str] | None) -> None:
@@ -269,7 +281,7 @@ class _JobDecider:
             self._problem(Code.E402, f"{where}.inputs", f"{facts.name} would descend from itself")
         _join(self._inputs, artifact_id, inputs)
         self._supersede(artifact_id, olds, f"{where}.supersedes")
-        deduped = known is not None and not known.tombstoned
+        deduped = known is not None and not known.withdrawn
         if not deduped:
             self._made[artifact_id] = Known(facts.file_hash)
         content: dict[str, Any] = (
@@ -333,6 +345,8 @@ class _JobDecider:
             case Tag() | Untag() | Pin() | Unpin():
                 target = self._resolve(mutation.target, f"{where}.target", Code.E403)
                 return mutation.model_copy(update={"target": target})
+            case MarkDamaged() | Restore():
+                return mutation  # whether it is so, the writer sees by looking
             case _:
                 assert_never(mutation)
 

@@ -70,7 +70,7 @@ class BuiltExport:
     """What became of one export: a finished file to publish, nothing to do, or an error.
 
     `seq` is the commit its inputs were read at; `path` the temporary file, None when `unchanged`
-    or failed.
+    or failed. `left_out_damaged`: artifacts of the kinds it reads that are damaged.
     """
 
     name: str
@@ -81,6 +81,7 @@ class BuiltExport:
     path: str | None = None
     unchanged: bool = False
     error: str | None = None
+    left_out_damaged: int = 0
 
 
 # ── what is there ─────────────────────────────────────────────────────────────────────────────
@@ -90,7 +91,8 @@ def status(lake: Lake) -> dict[str, Any]:
     """_export_status.json: ``{ran_at_utc, results: [{name, ok, path, …}]}``; empty before the first.
 
     A result holds `rows`, `seq` (its rows are as of that commit), `seconds`, `fingerprint` and
-    `written_at_utc` of the file; where `ok` is false also `error` and `failed_seq`.
+    `written_at_utc` of the file; where `ok` is false also `error` and `failed_seq`;
+    `left_out_damaged` artifacts of the kinds it reads are damaged, so that their rows are missing.
     """
     try:
         found: dict[str, Any] = json.loads(lake.export_status.read_bytes())
@@ -178,10 +180,12 @@ class _Builder:
         self._before = _results(lake)
         ((seq,),) = db.execute("SELECT applied_seq FROM catalog.applied_v").fetchall()
         self._seq = int(seq)
+        self._kinds: set[str] = set()
 
     def build(self, name: str) -> BuiltExport:
         started_s = time.monotonic()
         fingerprint = ""
+        self._kinds = set()
         try:
             _check_name(name)
             sql = self._settings.exports[name].sql
@@ -198,6 +202,7 @@ class _Builder:
 
     def _done(self, name: str, started_s: float, fingerprint: str, **facts: Any) -> BuiltExport:
         seconds = round(time.monotonic() - started_s, 4)
+        facts["left_out_damaged"] = self._damaged()
         return BuiltExport(name, self._seq, seconds, fingerprint, **facts)
 
     def _is_current(self, name: str, fingerprint: str) -> bool:
@@ -222,6 +227,7 @@ class _Builder:
     def _fingerprint(self, sql: str) -> str:
         """SHA-256 over the SQL, the engine, and the state of everything the SQL reads."""
         reading = read(self._db, sql)
+        self._kinds = {kind for table in reading.tables for kind in self._kinds_of(table)}
         inputs = [self._state(table) for table in sorted(reading.tables)]
         inputs += self._function_states(reading)
         text = json.dumps([sql, duckdb.__version__, pa.__version__, inputs])
@@ -229,15 +235,24 @@ class _Builder:
 
     def _state(self, table: str) -> str:
         """What a table's rows depend on: artifacts, the schema, or any commit at all."""
-        schema, _, name = table.rpartition(".")
-        if schema == "information_schema":
+        if table.startswith("information_schema."):
             return self._schema_state()
-        kinds = self._db.execute(
-            "SELECT DISTINCT kind FROM catalog.views_d WHERE lower(view_name) = ?", [name]
-        ).fetchall()
-        if schema == "canon" and kinds:
-            return self._artifacts_state(str(kinds[0][0]))
-        return f"seq={self._seq}"
+        kinds = self._kinds_of(table)
+        return self._artifacts_state(kinds[0]) if kinds else f"seq={self._seq}"
+
+    def _kinds_of(self, table: str) -> list[str]:
+        """The kind that a view of schema canon shows; none for other tables."""
+        schema, _, name = table.rpartition(".")
+        if schema != "canon":
+            return []
+        kinds = "SELECT DISTINCT kind FROM catalog.views_d WHERE lower(view_name) = ?"
+        return [kind for (kind,) in self._db.execute(kinds, [name]).fetchall()]
+
+    def _damaged(self) -> int:
+        """Artifacts of the kinds that the export at hand reads, whose rows are therefore missing."""
+        count = "SELECT count(*) FROM catalog.damaged_v WHERE list_contains(?, kind)"
+        found = self._db.execute(count, [sorted(self._kinds)]).fetchall() if self._kinds else []
+        return int(found[0][0]) if found else 0
 
     def _artifacts_state(self, kind: str) -> str:
         """The kind's artifacts in good standing, and the text of its views.
@@ -326,7 +341,8 @@ def _forget(lake: Lake, settings: Settings) -> list[dict[str, Any]]:
 
 def _published(lake: Lake, export: BuiltExport, before: dict[str, Any]) -> dict[str, Any]:
     final = lake.export_path(export.name)
-    common = {"name": export.name, "path": lake.public(final)}
+    common: dict[str, Any] = {"name": export.name, "path": lake.public(final)}
+    common["left_out_damaged"] = export.left_out_damaged
     kept = {
         key: before[key]
         for key in ("rows", "seq", "fingerprint", "written_at_utc")

@@ -125,6 +125,7 @@ TABLES = (
     _facts("tag_facts", "artifact_id", "k", "v"),
     _facts("supersede_facts", "artifact_id", "supersedes_artifact_id"),
     _facts("tombstone_facts", "artifact_id", "reason"),
+    _facts("damage_facts", "file_hash", "found"),
     _facts("alias_facts", "kind", "alias", "artifact_id"),
     _facts("pin_facts", "pin", "artifact_id"),
 )

@@ -68,7 +68,9 @@ class Finding:
 
 
 OBJECTS_IN_USE = """
-SELECT file_hash, size_bytes FROM objects ORDER BY file_hash
+SELECT file_hash, size_bytes FROM objects
+WHERE file_hash NOT IN (SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL)
+ORDER BY file_hash
 """
 
 
@@ -139,7 +141,8 @@ def next_objects(lake: Lake, manifest: Manifest, size: int) -> list[tuple[str, P
         last = ""
     after = (
         "SELECT DISTINCT file_hash FROM artifact_facts "
-        "WHERE ended_seq IS NULL AND file_hash > ? ORDER BY file_hash LIMIT ?"
+        "WHERE ended_seq IS NULL AND file_hash > ? AND file_hash NOT IN ("
+        "SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL) ORDER BY file_hash LIMIT ?"
     )
     names = [name for (name,) in manifest.rows(after, (last, size))]
     if len(names) < size:
@@ -396,7 +399,7 @@ def links(lake: Lake, live: Manifest, *, whole: bool) -> Iterator[Finding]:
     where a link ran out of names and became a copy, its bytes are read.
     """
     done = live.progress("links")
-    changing = {row[0] for rows in live.chunks(_CHANGING, (done,) * 5) for row in rows}
+    changing = {row[0] for rows in live.chunks(_CHANGING, (done,) * 7) for row in rows}
     owned: set[Path] = set()
     for rows in live.chunks(_ACTIVE):
         for kind, version, artifact_id, file_hash_text in rows:
@@ -417,6 +420,8 @@ _CHANGING = """
 SELECT artifact_id FROM artifact_facts WHERE added_seq > ? OR ended_seq > ?
 UNION SELECT supersedes_artifact_id FROM supersede_facts WHERE added_seq > ?
 UNION SELECT artifact_id FROM tombstone_facts WHERE added_seq > ? OR ended_seq > ?
+UNION SELECT artifact_id FROM artifact_facts WHERE file_hash IN (
+  SELECT file_hash FROM damage_facts WHERE added_seq > ? OR ended_seq > ?)
 """
 
 

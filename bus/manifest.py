@@ -21,8 +21,10 @@ from bus.errors import Code, Unavailable
 from bus.journal import GENESIS
 from bus.model import (
     Alias,
+    MarkDamaged,
     Outcome,
     Pin,
+    Restore,
     Supersede,
     Tag,
     Tombstone,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @cache
@@ -263,6 +265,8 @@ class _Applier:
         self._db = db
         found = db.execute("SELECT coalesce(max(artifact_no), 0) FROM artifact_facts").fetchone()
         self._artifact_no: int = found[0]
+        damaged = db.execute("SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL")
+        self._damaged = {file_hash for (file_hash,) in damaged}
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._facts: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._runs: dict[str | None, tuple[str | None, ...]] = {}
@@ -336,6 +340,7 @@ class _Applier:
             self._end("tombstone_facts", "artifact_id = ?", artifact.artifact_id)
         if artifact.decision != "deduped":
             self._identity(artifact)
+            self._end_damage(artifact.file_hash)
         # Of an artifact that is new nothing holds yet.
         begin = self._begin if artifact.decision == "created" else self._once
         for source in artifact.inputs or ():
@@ -414,8 +419,24 @@ class _Applier:
                 self._once("pin_facts", pin=pin, artifact_id=target)
             case Unpin(pin=pin, target=target):
                 self._end("pin_facts", "pin = ? AND artifact_id = ?", pin, target)
+            case MarkDamaged(object=sha256, found=found):
+                self._begin_damage(f"sha256:{sha256}", found)
+            case Restore(object=sha256):
+                self._end_damage(f"sha256:{sha256}")
             case _:
                 assert_never(mutation)
+
+    def _begin_damage(self, file_hash: str, found: str) -> None:
+        if file_hash not in self._damaged:
+            self._damaged.add(file_hash)
+            self._begin("damage_facts", file_hash=file_hash, found=found)
+
+    def _end_damage(self, file_hash: str) -> None:
+        """Its bytes are back: a validator has just proven them, or the writer has."""
+        if file_hash in self._damaged:
+            self._damaged.remove(file_hash)
+            self.flush()
+            self._end("damage_facts", "file_hash = ?", file_hash)
 
     def _once(self, table: str, **values: str) -> None:
         """Begin a fact unless it already holds."""

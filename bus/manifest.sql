@@ -66,6 +66,12 @@ CREATE TABLE tombstone_facts(
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (artifact_id, added_seq)) WITHOUT ROWID;
 
+-- Objects whose bytes are gone or changed; `found` says how. Everything that stands on them is damaged.
+CREATE TABLE damage_facts(
+  file_hash TEXT NOT NULL, found TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (file_hash, added_seq)) WITHOUT ROWID;
+
 CREATE TABLE alias_facts(
   kind TEXT NOT NULL, alias TEXT NOT NULL, artifact_id TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
@@ -87,6 +93,9 @@ SELECT artifact_id, artifact_type, schema_version, logical_key,
        CASE WHEN EXISTS (SELECT 1 FROM tombstone_facts t
                          WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL)
             THEN 'tombstoned'
+            WHEN EXISTS (SELECT 1 FROM damage_facts d
+                         WHERE d.file_hash = a.file_hash AND d.ended_seq IS NULL)
+            THEN 'damaged'
             WHEN EXISTS (SELECT 1 FROM supersede_facts s
                          WHERE s.supersedes_artifact_id = a.artifact_id AND s.ended_seq IS NULL)
             THEN 'superseded' ELSE 'active' END AS status,
@@ -101,6 +110,12 @@ FROM artifact_facts a WHERE ended_seq IS NULL;
 CREATE VIEW objects AS
 SELECT file_hash, max(size_bytes) AS size_bytes, min(added_seq) AS added_seq
 FROM artifact_facts WHERE ended_seq IS NULL GROUP BY file_hash;
+
+-- What stands on damaged objects.
+CREATE VIEW damaged AS
+SELECT a.artifact_id, a.artifact_type, a.logical_key, d.file_hash, d.found, d.added_seq
+FROM damage_facts d JOIN artifact_facts a USING (file_hash)
+WHERE d.ended_seq IS NULL AND a.ended_seq IS NULL;
 
 CREATE VIEW artifact_lineage AS
 SELECT artifact_id, input_artifact_id FROM lineage_facts WHERE ended_seq IS NULL;
@@ -191,12 +206,27 @@ SELECT job_id, job_digest, seq FROM jobs
 WHERE outcome = 'committed' AND job_id IN (SELECT value FROM json_each(?));
 
 -- name: known_artifacts
--- The present bytes of these artifacts, and whether they are tombstoned.
+-- The present bytes of these artifacts, and whether they are tombstoned or damaged.
 SELECT artifact_id, file_hash,
        EXISTS (SELECT 1 FROM tombstone_facts t
                WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL)
+       OR EXISTS (SELECT 1 FROM damage_facts d
+                  WHERE d.file_hash = a.file_hash AND d.ended_seq IS NULL)
 FROM artifact_facts a
 WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
+
+-- name: ended_damage
+-- Objects whose bytes are back since this commit.
+SELECT file_hash FROM damage_facts WHERE ended_seq = ?;
+
+-- name: places_of_object
+-- Artifacts in good standing, and deliveries of runs, that show this object.
+SELECT 'artifact', artifact_type, schema_version, artifact_id FROM artifacts
+WHERE file_hash = ?1 AND status IN ('active', 'damaged')
+UNION ALL
+SELECT 'run', run_id, name, NULL FROM run_artifacts u
+WHERE artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE file_hash = ?1 AND ended_seq IS NULL)
+  AND use_no = (SELECT max(use_no) FROM run_artifacts n WHERE n.run_id = u.run_id AND n.name = u.name);
 
 -- name: artifacts_of_job
 -- What `job:<job_id>/<name>` means.

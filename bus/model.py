@@ -219,8 +219,27 @@ class Unpin(Document):
     target: Text
 
 
+class MarkDamaged(Document):
+    """The object's bytes are gone or changed, `found` says how; nobody shall start from them.
+
+    The writer looks again before it takes anyone's word. Every artifact on the object is damaged.
+    """
+
+    op: Literal["mark_damaged"]
+    object: Sha256
+    found: Text
+
+
+class Restore(Document):
+    """The object's bytes are what they were again (from a backup)."""
+
+    op: Literal["restore"]
+    object: Sha256
+
+
 Mutation = Annotated[
-    Supersede | Tombstone | Tag | Untag | Alias | Pin | Unpin, Field(discriminator="op")
+    Supersede | Tombstone | Tag | Untag | Alias | Pin | Unpin | MarkDamaged | Restore,
+    Field(discriminator="op"),
 ]
 
 

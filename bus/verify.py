@@ -11,7 +11,6 @@ it is being done at this moment is looked at twice.
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 import time
@@ -25,8 +24,7 @@ import structlog
 from bus import disk, invariants
 from bus.catalog import connect_snapshot
 from bus.errors import BusError, Damaged, Unavailable
-from bus.hashing import file_hash
-from bus.invariants import MAKE_READ_ONLY, OUR_ERROR, REBUILD, Finding
+from bus.invariants import OUR_ERROR, REBUILD, Finding
 from bus.journal import GENESIS, Journal
 from bus.manifest import BrokenManifestError, Manifest
 from bus.model import JobState
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from bus.settings import Settings
     from bus.specs import Registry
 
-__all__ = ["Finding", "Level", "Report", "mend", "sample", "verify"]
+__all__ = ["Finding", "Level", "Report", "sample", "verify"]
 
 log = structlog.get_logger("bus.verify")
 
@@ -57,13 +55,17 @@ _JUDGED = (JobState.VALIDATING, JobState.READY)
 
 @dataclass(slots=True)
 class Report:
-    """What a verification looked at, and what it found. No findings: all is well."""
+    """What a verification looked at, and what it found. No findings: all is well.
+
+    `damaged`: artifacts that are known to stand on damaged objects, which is no finding any more.
+    """
 
     level: Level
     seq: int = 0
     jobs: int = 0
     artifacts: int = 0
     objects: int = 0
+    damaged: int = 0
     hashed_bytes: int = 0
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
@@ -132,27 +134,6 @@ def sample(lake: Lake, settings: Settings) -> Report:
     return report
 
 
-def mend(lake: Lake, report: Report) -> list[str]:
-    """Do what cannot lose anything; each deed in words. Damaged objects are left to people.
-
-    Objects whose bytes are right become read-only again, and the writer is asked for a
-    rebuild where a view is wrong.
-    """
-    done: list[str] = []
-    for path in dict.fromkeys(Path(f.where) for f in report.findings if f.fix == MAKE_READ_ONLY):
-        if file_hash(path) != f"sha256:{path.stem}":
-            continue
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            done += [f"made {path} read-only"] if disk.make_read_only(fd) else []
-        finally:
-            os.close(fd)
-    if any(finding.fix == REBUILD for finding in report.findings):
-        disk.write_plain(lake.rebuild_request, b"")
-        done.append("asked the writer to rebuild every view")
-    return done
-
-
 class _Verification:
     """One run: the lake, the facts to hold it against, and the report that grows."""
 
@@ -208,6 +189,7 @@ class _Verification:
             facts.rows(f"SELECT count(*) FROM {table}")[0][0]  # noqa: S608 - our own tables
             for table in ("jobs", "artifacts", "objects")
         )
+        self.report.damaged = facts.rows("SELECT count(*) FROM damaged")[0][0]
 
     def _check(self, number: int, check: Callable[[], Iterable[Finding]]) -> None:
         try:

@@ -75,7 +75,7 @@ def _link_artifact(lake: Lake, artifact: ArtifactRecord) -> None:
     directory, name = lake.artifact_place(*place)
     made = _link(lake.object_place(artifact.sha256), directory, name)
     if made is False and artifact.decision == "revived":  # it may still show the bytes from before
-        _replace_link(lake.object_path(artifact.sha256), lake.artifact_path(*place))
+        replace_link(lake.object_path(artifact.sha256), lake.artifact_path(*place))
 
 
 def _link(source: str, directory: str, name: str) -> bool | None:
@@ -90,8 +90,19 @@ def _link(source: str, directory: str, name: str) -> bool | None:
     return disk.link_or_copy(source, target)
 
 
-def _replace_link(source: Path, target: Path) -> None:
+def places(lake: Lake, manifest: Manifest, file_hash_text: str) -> Iterator[Path]:
+    """Every link that shows an object to readers: in artifacts/ and in run trees."""
+    for where, first, second, third in manifest.named("places_of_object", (file_hash_text,)):
+        if where == "artifact":
+            yield lake.artifact_path(first, second, third)
+        else:
+            yield lake.run_data_path(first, second)
+
+
+def replace_link(source: Path, target: Path) -> None:
+    """Let `target`, which may show other bytes or nothing, show `source`."""
     temporary = target.with_name(f".{target.name}.new")
+    target.parent.mkdir(parents=True, exist_ok=True)
     disk.remove(temporary)
     disk.link_or_copy(source, temporary)
     disk.replace(temporary, target)
@@ -138,7 +149,7 @@ def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None
     if not made:
         data, source = lake.run_data_path(run_id, name), lake.object_path(artifact.sha256)
         if not data.samefile(source):
-            _replace_link(source, data)  # the run delivered this name again: the newest is shown
+            replace_link(source, data)  # the run delivered this name again: the newest is shown
     if artifact.decision != "deduped":
         schema = {
             "kind": artifact.kind,

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 from pydantic import ValidationError
 
-from bus import answers, disk, views
+from bus import answers, disk, standing, views
 from bus.catalog import Catalog
-from bus.decisions import decide, revived
+from bus.decisions import decide
 from bus.errors import Code, LakeBusy
 from bus.hashing import file_hash
 from bus.journal import GENESIS, Journal, NumberTakenError, in_chunks, reading_much
@@ -424,42 +424,15 @@ class Writer:
         return max(now, datetime.fromisoformat(newest[0][0]) + timedelta(microseconds=1))
 
     def _on_objects(self, record: JobRecord, candidate: _Candidate) -> JobRecord | None:
-        """The record, standing on objects that are there; a missing one is linked again.
-
-        A duplicate of an artifact whose object is gone revives it with the submitted bytes. None
-        when the job itself cannot provide them any more: it goes back to be judged again.
-        """
-        facts_of = {facts.name: facts for facts in candidate.verdict.artifacts}
-        artifacts = []
-        for artifact in record.artifacts:
-            facts = facts_of[artifact.name]
-            missing = not self._lake.object_path(artifact.sha256).exists()
-            standing = revived(artifact, facts) if missing and artifact.mode else artifact
-            if missing and not self._restored(standing.sha256, candidate.path / facts.relpath):
-                self._send_back(candidate.path, f"object {standing.sha256} is missing")
-                if candidate.path.exists():  # it could not go: others must not wait for it
-                    until = utc_now() + timedelta(seconds=_SEND_BACK_AGAIN_S)
-                    self._waiting[candidate.job_id] = _Wait(
-                        candidate.changed_at_s, frozenset(), until
-                    )
-                return None
-            artifacts.append(standing)
-        return record.model_copy(update={"artifacts": artifacts})
-
-    def _restored(self, sha256: str, source: Path) -> bool:
-        """Make sure of an object from the job's own file; False when that file is not it."""
-        target = self._lake.object_path(sha256)
-        if target.exists():
-            return True
-        if not source.exists() or file_hash(source) != f"sha256:{sha256}":
-            return False
-        if not target.parent.is_dir():
-            target.parent.mkdir()
-            disk.sync_dir(target.parent.parent)
-        disk.sync_file(source)
-        disk.link_new(source, target)
-        disk.sync_dir(target.parent)
-        return True
+        """The record on objects that are there; None when the job must be judged again for them."""
+        try:
+            return standing.on_objects(self._lake, record, candidate.verdict, candidate.path)
+        except standing.MissingObjectError as missing:
+            self._send_back(candidate.path, f"object {missing} is missing")
+        if candidate.path.exists():  # it could not go: others must not wait for it
+            until = utc_now() + timedelta(seconds=_SEND_BACK_AGAIN_S)
+            self._waiting[candidate.job_id] = _Wait(candidate.changed_at_s, frozenset(), until)
+        return None
 
     # ── step 10: answer ───────────────────────────────────────────────────────────────────────
 
@@ -513,6 +486,7 @@ class Writer:
     def _link(self, record: CommitRecord, there: views.Listing | None = None) -> None:
         views.link_artifacts(self._lake, record, there)
         views.unlink_inactive(self._lake, record, self._manifest)
+        standing.follow(self._lake, record, self._manifest)
         self._linked = record.seq
 
     def _link_until(self, seq: int) -> None:

