@@ -8,28 +8,35 @@ is read from its directory; Redis only makes waiting fast.
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from bus import provenance as code, shown
 from bus.broker import Broker
 from bus.errors import Code, NotFound, Problem, Rejected, Unavailable, WaitTimeout
 from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
-from bus.model import CommitMarker, JobState, Receipt, RejectReason
+from bus.model import CommitMarker, JobState, Provenance, Receipt, RejectReason
 from bus.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from bus.frames import ParquetOptions
     from bus.snapshot import Snapshots
+    from bus.specs import Registry
     from bus.staging import Staging
 
+#: Who made a table: what Git says of the running program, what the caller says, or nothing.
+Said = Provenance | dict[str, Any] | Literal["auto"] | None
 #: Run ids made up for a job_id: the same job, submitted again, belongs to the same run.
 _RUN_OF_JOB = uuid.UUID("5d6b6f0e-5d1c-4a57-9c0a-6f1f3f6b8f11")
 #: Looking at files for an answer: how soon again at first, and at the latest.
@@ -69,6 +76,12 @@ class Bus:
 
         return Snapshots(self.lake)
 
+    @cached_property
+    def _registry(self) -> Registry:
+        from bus.specs import Registry  # noqa: PLC0415 - brings pyarrow, which waiting needs not
+
+        return Registry.load(self.settings)
+
     # ── submitting ────────────────────────────────────────────────────────────────────────────
 
     def submit(  # noqa: PLR0913 - the fields of a job, by name
@@ -87,34 +100,61 @@ class Bus:
         tags: Mapping[str, str | Sequence[str]] | None = None,
         supersedes: Sequence[str] | str = (),
         meta: dict[str, Any] | None = None,
+        provenance: Said = "auto",
         job_id: str | None = None,
+        move: bool = False,
+        options: ParquetOptions | None = None,
+        required: bool | None = None,
     ) -> Job:
         """Hand in one table as a job of its own; durable on return.
 
-        `data` is a pyarrow, pandas or polars table, anything else with ``__arrow_c_stream__``, a
-        list of dicts, or the path of a Parquet file. `name` is the artifact's name in its run
-        (default: the kind); `logical_key` says what it is about; `inputs` are the artifacts it was
-        made from (``[]`` must be said for derived kinds). The same `job_id` again is the same job.
+        `data` is a pyarrow, pandas or polars table, anything else with ``__arrow_c_stream__``
+        (streamed), a polars LazyFrame, a list of dicts, or the path of a Parquet file, which is
+        copied (`move` takes it away). `name` is the artifact's name in its run (default: the kind);
+        `logical_key` says what it is about; `inputs` are the artifacts it was made from (``[]`` must
+        be said for derived kinds). `provenance`: which program made it; "auto" asks Git about the
+        running one. `options`: how the Parquet is written. The same `job_id` with the same content
+        again is the same job.
 
-        Raises `Refused` (bad field, no table) and `JobConflict` (that job_id waits with other
-        content). A bus that is not running is no error: the job waits in the inbox.
+        Raises `Refused` (bad field, no table, or what the kind's contract refuses) and `JobConflict`
+        (that job_id waits with other content). A bus that is not running is no error: the job waits
+        in the inbox. Where not even that can be written (a full disk, E504; a failing one, E505),
+        `required` says what happens: True raises `Unavailable`; False warns and returns a job whose
+        `wait` raises it, so that research goes on; default: what `BUS_REQUIRED` says, else False.
+        The caller's own file is untouched in any case.
         """
-        with self.job(kind=kind, producer=producer, run_id=run_id, job_id=job_id, meta=meta) as job:
-            job.add(
-                data,
-                name=name,
-                logical_key=logical_key,
-                schema_version=schema_version,
-                schema_hint=schema_hint,
-                rows=rows,
-                inputs=_listed(inputs),
-                tags=_values(tags),
-                supersedes=_listed(supersedes) or None,
-            )
+        try:
+            with self.job(
+                kind=kind,
+                producer=producer,
+                run_id=run_id,
+                job_id=job_id,
+                meta=meta,
+                provenance=provenance,
+                options=options,
+            ) as job:
+                job.add(
+                    data,
+                    name=name,
+                    move=move,
+                    logical_key=logical_key,
+                    schema_version=schema_version,
+                    schema_hint=schema_hint,
+                    rows=rows,
+                    inputs=_listed(inputs),
+                    tags=_values(tags),
+                    supersedes=_listed(supersedes) or None,
+                )
+        except Unavailable as error:
+            if _is_required(required):
+                raise
+            text = f"not submitted, the program goes on without: {error}"
+            warnings.warn(text, NotSubmitted, stacklevel=2)
+            return LostJob(self, job_id or "", None, error)
         return job.job
 
     @contextmanager
-    def job(
+    def job(  # noqa: PLR0913 - the fields of a job, by name
         self,
         *,
         kind: str,
@@ -122,20 +162,41 @@ class Bus:
         run_id: str | None = None,
         job_id: str | None = None,
         meta: dict[str, Any] | None = None,
+        provenance: Said = "auto",
+        options: ParquetOptions | None = None,
         **fields: Any,
     ) -> Iterator[Draft]:
         """A job of several artifacts: ``with bus.job(…) as job: job.add(table, name="trades")``.
 
         Leaving the block submits it, an exception discards it. `fields` are those of
-        `bus.model.JobManifest` (``after=``, ``mutations=`` …). Raises as `submit` does.
+        `bus.model.JobManifest` (``after=``, ``mutations=`` …). Raises as `submit` does, and
+        `Unavailable` where nothing can be written.
         """
-        from bus.staging import Staging  # noqa: PLC0415 - brings pyarrow, which waiting needs not
+        from bus.frames import ParquetOptions  # noqa: PLC0415 - brings pyarrow; waiting needs it not
+        from bus.progress import Bar  # noqa: PLC0415 - as above
+        from bus.staging import Staging  # noqa: PLC0415 - as above
 
+        watch = code.of_program() if provenance == "auto" else None
+        if watch is not None:
+            watch.look()
         run = run_id or (str(uuid.uuid5(_RUN_OF_JOB, job_id)) if job_id else self.run_id)
-        with Staging(self.lake, run, producer, kind, job_id or "") as staging:
+        with (
+            Bar(f"{producer}: {kind}") as bar,
+            Staging(
+                self.lake,
+                run,
+                producer,
+                kind,
+                job_id or "",
+                options or ParquetOptions(),
+                self._registry,
+                bar.advance,
+            ) as staging,
+        ):
             draft = Draft(staging)
             yield draft
-            staged = staging.submit(meta=meta, **fields)
+            found = watch.newest() if watch is not None else provenance
+            staged = staging.submit(meta=meta, provenance=found, **fields)
         draft.submitted = Job(self, staged.job_id, staged.submission_id)
         self._ring(staged.job_id)
 
@@ -171,9 +232,9 @@ class Draft:
         self.job_id = staging.job_id
         self.submitted: Job | None = None
 
-    def add(self, data: Any, *, name: str | None = None, **fields: Any) -> None:
+    def add(self, data: Any, *, name: str | None = None, move: bool = False, **fields: Any) -> None:
         """Add one artifact; `fields` are those of `bus.model.ArtifactEntry`."""
-        self._staging.add(data, name=name, **fields)
+        self._staging.add(data, name=name, move=move, **fields)
 
     @property
     def job(self) -> Job:
@@ -183,7 +244,11 @@ class Draft:
         return self.submitted
 
 
-@dataclass(frozen=True, slots=True)
+class NotSubmitted(UserWarning):
+    """A table was not submitted, and the program went on because it did not require it."""
+
+
+@dataclass(frozen=True)
 class Job:
     """A submission. `submission_id` None stands for whichever came last under that id."""
 
@@ -195,6 +260,12 @@ class Job:
     def id(self) -> str:
         """The job_id, under the name that Celery's results use."""
         return self.job_id
+
+    def _repr_html_(self) -> str:
+        answer = self.answer()
+        facts = {"state": self.status, "submission": self.submission_id}
+        more = answer._repr_html_() if answer is not None else ""
+        return shown.facts_html(f"job {self.job_id}", facts, more)
 
     @property
     def status(self) -> JobState:
@@ -265,6 +336,32 @@ class Job:
         if self.submission_id is None or found is None:
             return self.answer()
         return found if found.submission_id == self.submission_id else None
+
+
+@dataclass(frozen=True)
+class LostJob(Job):
+    """What `submit` returns where nothing could be written and nothing was required."""
+
+    error: Unavailable | None = None
+
+    @property
+    def status(self) -> JobState:
+        """It is nowhere."""
+        return JobState.UNKNOWN
+
+    def wait(self, timeout_s: float | None = None) -> Receipt:  # noqa: ARG002 - there is nothing to wait for
+        """Raise what kept it from being submitted."""
+        raise self.error or Unavailable("nothing was submitted")
+
+    def answer(self) -> Receipt | RejectReason | None:
+        """None: nobody was asked."""
+        return None
+
+
+def _is_required(said: bool | None) -> bool:  # noqa: FBT001 - as the caller was told
+    if said is not None:
+        return said
+    return os.environ.get("BUS_REQUIRED", "").lower() in {"1", "true", "yes", "on"}
 
 
 def _listed(value: Sequence[str] | str | None) -> list[str] | None:

@@ -16,7 +16,7 @@ import unicodedata
 import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -32,7 +32,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, to_json
 
-from bus.errors import Code, Problem, problem
+from bus.errors import MAX_PROBLEMS, Code, Problem, problem
+from bus.shown import facts_html, rows_html
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:+=@~-]{0,127}$"
 MAX_ARTIFACTS = 1000
@@ -330,8 +331,12 @@ _ID_FIELDS = {"job_id", "run_id", "producer", "kind", "artifact_id", "alias", "p
 
 
 def manifest_problems(error: ValidationError, where: str = "manifest.json") -> list[Problem]:
-    """Every finding of pydantic as a `Problem`; an unknown field names its nearest neighbour."""
-    return [_as_problem(item, where) for item in error.errors(include_url=False)]
+    """The findings of pydantic as `Problem`s, `MAX_PROBLEMS` and one more at most.
+
+    An unknown field names its nearest neighbour.
+    """
+    found = error.errors(include_url=False, include_context=False)[: MAX_PROBLEMS + 1]
+    return [_as_problem(item, where) for item in found]
 
 
 def _as_problem(item: Any, where: str) -> Problem:
@@ -521,6 +526,9 @@ class ReceiptArtifact(Document):
     path: str
     warnings: list[str] = []
 
+    def _repr_html_(self) -> str:
+        return facts_html(f"artifact {self.name}", self.model_dump(exclude={"name"}))
+
 
 class Receipt(Document):
     """receipt.json: the job is committed as `seq`."""
@@ -533,6 +541,14 @@ class Receipt(Document):
     artifacts: list[ReceiptArtifact]
     committed_at_utc: str
     warnings: list[str] = []
+
+    def _repr_html_(self) -> str:
+        shown = ("job_id", "seq", "committed_at_utc", "warnings")
+        names = ("name", "artifact_id", "rows", "deduped", "path")
+        rows = ([getattr(artifact, name) for name in names] for artifact in self.artifacts)
+        return facts_html(
+            f"receipt: {self.status}", self.model_dump(include=set(shown)), rows_html(names, rows)
+        )
 
 
 class RejectReason(Document):
@@ -547,12 +563,18 @@ class RejectReason(Document):
     rejected_at_utc: str
     seq: int
 
+    def _repr_html_(self) -> str:
+        names = ("code", "where", "message", "hint")
+        rows = ([getattr(found, name) for name in names] for found in self.problems)
+        return facts_html("rejected", {"job_id": self.job_id}, rows_html(names, rows))
 
-_MUTATION_OPS = {"supersede", "tombstone", "tag", "untag", "alias", "pin", "unpin"}
+
+_MUTATIONS = (Supersede, Tombstone, Tag, Untag, Alias, Pin, Unpin, MarkDamaged, Restore)
+_MUTATION_OPS = {get_args(model.model_fields["op"].annotation)[0] for model in _MUTATIONS}
 _KNOWN_FIELDS = sorted(
     {
         name
-        for model in (JobManifest, ArtifactEntry, Provenance, Supersede, Tombstone, Tag, Alias, Pin)
+        for model in (JobManifest, ArtifactEntry, Provenance, *_MUTATIONS)
         for name in model.model_fields
     }
 )

@@ -10,18 +10,17 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from bus import disk, strict_json
-from bus.errors import Code, JobConflict, Refused
+from bus.errors import Code, JobConflict, Refused, Unavailable
+from bus.frames import ParquetOptions, check_file, write_parquet
 from bus.hashing import file_hash
 from bus.lake import COMMIT, MANIFEST
 from bus.model import (
@@ -34,11 +33,12 @@ from bus.model import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from bus.contract import Spec
     from bus.lake import Lake
-
-_ROW_GROUP_ROWS = 131_072
+    from bus.specs import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +49,13 @@ class StagedJob:
     submission_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ParquetOptions:
-    """How tables become Parquet: zstd, statistics, page checksums unless told otherwise."""
-
-    compression: str = "zstd"
-    compression_level: int | None = None
-    row_group_rows: int = _ROW_GROUP_ROWS
-
-
 @dataclass(slots=True)
 class Staging:
     """A job under construction. Use as a context manager: an exception discards it.
 
-    `job_id` defaults to `<time>__<producer>__<kind>__<8 hex>`, unique for each call.
+    `job_id` defaults to `<time>__<producer>__<kind>__<8 hex>`, unique for each call. With a
+    `registry`, what a contract refuses is refused here, before it costs anybody anything.
+    `progress(rows, of)` is called while a table is written.
     """
 
     lake: Lake
@@ -71,17 +64,20 @@ class Staging:
     kind: str
     job_id: str = ""
     options: ParquetOptions = field(default_factory=ParquetOptions)
+    registry: Registry | None = None
+    progress: Callable[[int, int | None], None] = lambda *_: None
     _path: Path = field(init=False)
     _entries: list[dict[str, Any]] = field(init=False, default_factory=list)
     _moved: list[tuple[Path, Path]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.job_id = self.job_id or new_job_id(self.producer, self.kind)
-        try:
-            self._path = self.lake.new_staging(self.job_id)
-        except FileNotFoundError:
-            self.lake.create()
-            self._path = self.lake.new_staging(self.job_id)
+        with _told():
+            try:
+                self._path = self.lake.new_staging(self.job_id)
+            except FileNotFoundError:
+                self.lake.create()
+                self._path = self.lake.new_staging(self.job_id)
 
     def __enter__(self) -> Self:
         return self
@@ -98,17 +94,27 @@ class Staging:
         `data` is anything with the Arrow PyCapsule interface (pyarrow, pandas, polars, DuckDB
         relations, RecordBatchReader: streamed), a list of dicts, or a path, which is copied
         (`move` renames it instead, for temporary files). `fields` are those of
-        `bus.model.ArtifactEntry`. Raises `Refused` (E601) for anything else.
+        `bus.model.ArtifactEntry`. Raises `Refused` (E601) for anything else, `Unavailable` when
+        the disk is full (E504) or fails (E505).
         """
+        with _told():
+            self._add(data, name, fields, move=move)
+
+    def _add(self, data: Any, name: str | None, fields: dict[str, Any], *, move: bool) -> None:
         label = name or fields.get("kind") or self.kind
         relpath = f"{len(self._entries):03d}.parquet"
         target = self._path / relpath
         rows: int | None = None
+        spec = self._spec(fields)
         if isinstance(data, str | Path):
+            if spec is not None:
+                check_file(Path(data), spec, relpath)
             if _adopt(Path(data), target, move=move):
                 self._moved.append((Path(data), target))
         else:
-            rows = _write_parquet(data, target, self.options)
+            rows = write_parquet(
+                data, target, self.options, spec=spec, where=relpath, progress=self.progress
+            )
         disk.sync_file(target)
         entry = {
             "artifact_id": label,
@@ -120,15 +126,27 @@ class Staging:
         }
         self._entries.append(entry | {k: v for k, v in fields.items() if v is not None})
 
+    def _spec(self, fields: dict[str, Any]) -> Spec | None:
+        """The contract that the validator will hold the artifact against, where we know it."""
+        if self.registry is None:
+            return None
+        spec = self.registry.find(fields.get("kind") or self.kind, fields.get("schema_version", 1))
+        return None if spec is None or spec.open else spec
+
     def submit(self, *, meta: dict[str, Any] | None = None, **fields: Any) -> StagedJob:
         """Write manifest and COMMIT and rename the job into the inbox; durable on return.
 
         `fields` are those of `bus.model.JobManifest`. Raises `Refused` with every problem of the
         manifest, `JobConflict` (E105) when another job of that id waits in the inbox; the same
-        job again is acknowledged without a second copy.
+        job again is acknowledged without a second copy. Raises `Unavailable` when the disk is full
+        (E504) or fails (E505): then nothing was acknowledged.
         """
+        with _told():
+            return self._submit(meta or {}, fields)
+
+    def _submit(self, meta: dict[str, Any], fields: dict[str, Any]) -> StagedJob:
         disk.crash_point("stage.files")
-        manifest = self._manifest(meta or {}, fields)
+        manifest = self._manifest(meta, fields)
         data = manifest.to_bytes()
         digest = disk.sha256_of(data)
         marker = CommitMarker(manifest_sha256=digest, submission_id=secrets.token_hex(12))
@@ -158,11 +176,13 @@ class Staging:
             return None
 
     def discard(self) -> None:
-        """Throw the unfinished job away."""
-        for source, target in self._moved:
-            if target.exists() and not source.exists():
-                disk.copy_file(target, source)  # it was the caller's only copy
-        disk.remove_tree(self._path)
+        """Throw the unfinished job away; a file that was moved here goes back to its place."""
+        with _told():
+            for source, target in self._moved:
+                if target.exists() and not source.exists():
+                    _give_back(target, source)
+        with suppress(OSError):  # on a failing disk; what is left is swept after a day
+            disk.remove_tree(self._path)
 
     def _manifest(self, meta: dict[str, Any], fields: dict[str, Any]) -> JobManifest:
         document = {
@@ -199,6 +219,15 @@ class Staging:
         return StagedJob(self.job_id, marker.submission_id)
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the operating system refuses is told as `Unavailable`, with a code and a hint."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable.of_system(error) from error
+
+
 def new_job_id(producer: str, kind: str) -> str:
     """`2026-01-08T05-12-33Z__baseline__alerts__1f3a9c0e`: sorts by time, never repeats."""
     moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
@@ -226,36 +255,9 @@ def _adopt(source: Path, target: Path, *, move: bool) -> bool:
     return move
 
 
-def _write_parquet(data: Any, target: Path, options: ParquetOptions) -> int:
-    """Write a table; the number of rows. Streams: one batch at a time is in memory."""
-    reader = as_reader(data)
-    rows = 0
-    with pq.ParquetWriter(
-        target,
-        reader.schema,
-        compression=options.compression,
-        compression_level=options.compression_level,
-        write_page_checksum=True,
-    ) as writer:
-        for batch in reader:
-            rows += batch.num_rows
-            writer.write_batch(batch, row_group_size=options.row_group_rows)
-    return rows
-
-
-def as_reader(data: Any) -> pa.RecordBatchReader:
-    """Anything tabular as a stream of record batches. Raises `Refused` (E601)."""
-    if isinstance(data, pa.Table):
-        return data.to_reader(max_chunksize=_ROW_GROUP_ROWS)
-    if hasattr(data, "__arrow_c_stream__"):
-        return pa.RecordBatchReader.from_stream(data)
-    if isinstance(data, pa.RecordBatch):
-        return pa.Table.from_batches([data]).to_reader()
-    if isinstance(data, Sequence) and not isinstance(data, bytes):
-        return pa.Table.from_pylist(list(data)).to_reader()
-    raise Refused(
-        f"a {type(data).__name__} is no table",
-        code=Code.E601,
-        where="data",
-        hint="Give a pyarrow, pandas or polars table, a list of dicts, or the path of a file.",
-    )
+def _give_back(target: Path, source: Path) -> None:
+    """Undo a move: it was the caller's only copy, and a full disk has no room for another."""
+    try:
+        disk.move(target, source)
+    except OSError:  # it came from another file system
+        disk.copy_file(target, source)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bus import disk
+from bus.frames import ParquetOptions
 from bus.intake import Intake
 from bus.journal import Journal
 from bus.lake import MANIFEST, RECEIPT, REJECT_REASON, VERDICT, Lake
@@ -35,7 +36,7 @@ from bus.model import (
 )
 from bus.settings import Settings
 from bus.specs import Registry
-from bus.staging import ParquetOptions, StagedJob, Staging
+from bus.staging import StagedJob, Staging
 from bus.writer import Answer, DrainResult, Writer
 
 if TYPE_CHECKING:

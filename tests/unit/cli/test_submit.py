@@ -9,6 +9,7 @@ import pytest
 
 from bus.lake import MANIFEST, Lake
 from bus.model import JobManifest, JobState
+from bus.specs import Registry
 from tests.pipeline import table
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ def test_with_no_bus_a_submission_waits_in_the_inbox_and_says_so(
     assert found.artifacts[0].artifact_id == "trades"
 
 
-def test_the_documents_flags_reach_the_manifest(
-    tmp_path: Path, parquet: Path, bus: Callable[..., Said]
-) -> None:
+def test_the_documents_flags_reach_the_manifest(tmp_path: Path, bus: Callable[..., Said]) -> None:
+    spec = Registry.built_in().find("alerts_std", 1)
+    assert spec is not None
+    parquet = tmp_path / "alerts.parquet"
+    pq.write_table(spec.schema.empty_table(), parquet)
     said = bus(
         *("submit", "--bus-root", tmp_path / "data" / "bus", "--parquet", parquet, "--json"),
         *("--job-id", "2026-01-08T05-12-33Z__baseline__alerts", "--run-id", "run-9"),
