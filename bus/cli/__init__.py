@@ -33,6 +33,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "submit": ("submit", "Submit Parquet files as one job."),
         "wait": ("submit", "Wait for a job's answer and print its receipt."),
         "retry": ("submit", "Send rejected jobs back to be judged afresh."),
+        "publish-csv": ("publish", "Publish a CSV file as an artifact, and wait for the answer."),
+        "init": ("publish", "Create the directories of a lake, where they are missing."),
     },
     "See what is going on": {
         "status": ("state", "Show queues, ages, consumers, writer lag, exports and disk."),
@@ -166,7 +168,8 @@ def _page(function: Callable[..., Any]) -> str:
 
 def load(command: str) -> Callable[..., Any]:
     """The function behind a command."""
-    found: Callable[..., Any] = getattr(import_module(f"{__name__}.{_MODULES[command]}"), command)
+    module = import_module(f"{__name__}.{_MODULES[command]}")
+    found: Callable[..., Any] = getattr(module, command.replace("-", "_"))
     return found
 
 

@@ -115,11 +115,11 @@ def submit(
     shared = {
         "schema_hint": schema_hint,
         "schema_version": schema_version,
-        "tags": _tags(tag) or None,
+        "tags": pairs_of(tag) or None,
         "inputs": [*input] if input or no_inputs else None,
         "supersedes": [*supersedes] or None,
     }
-    meta = _meta(meta_json)
+    meta = json_object("--meta-json", meta_json)
 
     from bus.client import Bus
 
@@ -287,7 +287,8 @@ def _one_each(flag: str, values: Sequence[Any], sources: Sequence[Path]) -> list
     return [*values]
 
 
-def _tags(pairs: Sequence[str]) -> dict[str, list[str]]:
+def pairs_of(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """Repeated k=v flags as tags. Raises `Refused` (E103)."""
     found: dict[str, list[str]] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -297,7 +298,8 @@ def _tags(pairs: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _meta(text: str | None) -> dict[str, Any]:
+def json_object(flag: str, text: str | None) -> dict[str, Any]:
+    """A flag's JSON object, or that of @FILE; empty without one. Raises `Refused` (E103)."""
     if text is None:
         return {}
     if text.startswith("@"):
@@ -305,7 +307,7 @@ def _meta(text: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise _usage("--meta-json", f"not JSON: {error}") from None
+        raise _usage(flag, f"not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise _usage("--meta-json", "not a JSON object")
+        raise _usage(flag, "not a JSON object")
     return found
