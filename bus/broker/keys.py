@@ -26,6 +26,8 @@ class Keys:
         self.processing = f"{prefix}bus:notify:processing"
         #: List, newest first, at most BAD_MAX. Notifications nobody understood, with the reason.
         self.bad = f"{prefix}bus:notify:bad"
+        #: List, newest first, at most BAD_MAX. Entries of Celery's queues that no worker could use.
+        self.dead = f"{prefix}bus:dead"
         #: String, SET NX EX. There is a bell for the writer that it has not answered yet.
         self.doorbell = f"{prefix}bus:doorbell"
         #: String, SET NX EX. A look at the exports is due and scheduled.

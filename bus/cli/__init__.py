@@ -38,6 +38,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "See what is going on": {
         "status": ("state", "Show queues, ages, consumers, writer lag, exports and disk."),
+        "metrics": ("state", "Print the status as metrics, in Prometheus' text format."),
         "jobs": ("jobs", "List jobs, those on their way first, then the newest."),
         "rejected": ("jobs", "Show why jobs were rejected and where their files lie."),
         "explain": ("state", "Explain an error code, as the runbook does."),

@@ -38,6 +38,22 @@ def status(*, everywhere: Everywhere = HERE) -> Reply:
     return Reply(found.as_dict(), lambda: _status(found))
 
 
+def metrics(*, everywhere: Everywhere = HERE) -> Reply:
+    """Print the status as metrics, in Prometheus' text format.
+
+    For example:
+
+        bus metrics
+        bus metrics > /var/lib/node_exporter/artifact_bus.prom
+    """
+    from bus import health
+
+    lake, settings = everywhere.open()
+    found = health.status(lake, settings)
+    lines = health.prometheus(found).splitlines()
+    return Reply(found.as_dict(), lambda: [Line(line) for line in lines])
+
+
 def _status(found: Status) -> Iterable[Part]:
     since = f" since {found.started_at_utc}" if found.running and found.started_at_utc else ""
     yield Line(f"{found.lake}: {f'running{since}' if found.running else 'no bus runs'}", "heading")
@@ -82,7 +98,7 @@ def _queues(found: Status) -> Iterable[Part]:
     if not queues.answers:
         yield Line(f"redis: {'away' if queues.where else 'none'}")
         return
-    names = ("ingest", "writer", "unacked", "notify", "notify_bad")
+    names = ("ingest", "writer", "unacked", "notify", "notify_bad", "dead")
     yield Table(
         (f"redis {queues.where}", "waiting"), [(name, getattr(queues, name)) for name in names]
     )

@@ -17,6 +17,7 @@ from bus.health.facts import (
     WriterHealth,
 )
 from bus.health.look import alive, check, exports, status
+from bus.health.metrics import prometheus
 from bus.health.raw import command, prefix
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "command",
     "exports",
     "prefix",
+    "prometheus",
     "status",
 ]

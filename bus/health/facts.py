@@ -21,6 +21,7 @@ class Backlog:
 class Queues:
     """What waits in Redis: messages in Celery's queues, taken and unfinished ones, notifications.
 
+    And what was laid aside: notifications nobody understood, entries no worker could use (`dead`).
     `answers` False: Redis is away, or no bus tells where one is; then the numbers are None.
     """
 
@@ -32,6 +33,7 @@ class Queues:
     unacked: int | None = None
     notify: int | None = None
     notify_bad: int | None = None
+    dead: int | None = None
     counters: dict[str, int] = field(default_factory=dict)
 
 

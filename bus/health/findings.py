@@ -88,6 +88,12 @@ def _about_redis(found: Status) -> Iterator[Finding]:
     if queues.notify_bad:
         hint = f"Look at them: bus redis LRANGE {queues.prefix}bus:notify:bad 0 9."
         yield _odd(f"{queues.notify_bad} notifications were not understood", hint)
+    if queues.dead:
+        hint = (
+            f"Look at them: bus redis LRANGE {queues.prefix}bus:dead 0 9. "
+            f"Programs push to bus:notify, never into Celery's queues."
+        )
+        yield _odd(f"{queues.dead} entries of the queues were no messages of ours", hint)
 
 
 def _about_views(found: Status) -> Iterator[Finding]:

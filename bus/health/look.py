@@ -112,11 +112,11 @@ def _queues(settings: Settings, lake: Lake) -> tuple[Queues, list[Heartbeat]]:
 def _depths(broker: Broker, where: str) -> Queues:
     client, keys = broker.client(), broker.keys
     pipe = client.pipeline(transaction=False)
-    for key in (keys.ingest, keys.writer, keys.notify, keys.bad):
+    for key in (keys.ingest, keys.writer, keys.notify, keys.bad, keys.dead):
         pipe.llen(key)
     pipe.hlen(keys.unacked)
     pipe.hgetall(keys.counters)
-    ingest, writer, notify, bad, unacked, counters = pipe.execute()
+    ingest, writer, notify, bad, dead, unacked, counters = pipe.execute()
     return Queues(
         answers=True,
         where=where,
@@ -126,6 +126,7 @@ def _depths(broker: Broker, where: str) -> Queues:
         unacked=unacked,
         notify=notify,
         notify_bad=bad,
+        dead=dead,
         counters={k.decode(): int(v) for k, v in counters.items()},
     )
 

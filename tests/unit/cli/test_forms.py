@@ -32,6 +32,7 @@ PROCESSES = {"up", "worker", "writer", "pump", "beat", "flower", "demo"}
 
 ANSWERS: list[tuple[str, list[str], int]] = [
     ("status", [], 0),
+    ("metrics", [], 0),
     ("health", [], 1),
     ("health", ["writer"], 1),
     ("jobs", [], 0),
