@@ -35,8 +35,11 @@ MAX_ANSWER_BYTES = 64 << 20
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _CPU_GRACE_S = 5
+#: What the parent had open, a file, its copy, and what a sort spills into.
+_MAX_OPEN_FILES = 512
 _OUT_OF_MEMORY = 86
 _BROKEN = 87
+_OUR_FAULT = 88
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,6 +64,9 @@ class AttemptEndedError(Exception):
 def run_limited(work: Callable[[Callable[[str], None]], bytes], limits: Limits) -> bytes:
     """`work(note)` in a child: what it returned, in one line. Raises `AttemptEndedError`.
 
+    An OSError that `work` lets out, or that kept the child from working, is raised as an OSError:
+    it says nothing about the job.
+
     `work` may call `note` with what it is about to touch; the last note is in the error. The child
     dies with its parent. Signals that people and init systems send to a whole group (INT, TERM,
     HUP) do not end it, so that a shutdown is never taken for a crash of the validator.
@@ -69,7 +75,12 @@ def run_limited(work: Callable[[Callable[[str], None]], bytes], limits: Limits) 
     parent = os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads of others: see the module
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:  # no room for another process: ours stays as it was
+            os.close(reader)
+            os.close(writer)
+            raise
     if child == 0:
         os.close(reader)
         _be_the_child(work, limits, parent, writer)
@@ -85,6 +96,8 @@ def run_limited(work: Callable[[Callable[[str], None]], bytes], limits: Limits) 
     finally:
         os.close(reader)
     _, status = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(status) == _OUR_FAULT:
+        raise OSError(errno.EIO, "the system failed the validator's child")
     *notes, answer = received.split(b"\n")
     ended = _how_it_ended(status, limits, on_time=on_time, size_bytes=len(received))
     if ended is not None:
@@ -138,6 +151,8 @@ def _be_the_child(
         code = 0
     except MemoryError:
         code = _OUT_OF_MEMORY
+    except OSError:
+        code = _OUR_FAULT
     finally:
         os._exit(code)
 
@@ -157,6 +172,7 @@ def _confine(limits: Limits, parent: int) -> None:
     _limit(resource.RLIMIT_CPU, cpu_s)
     _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
     _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)
 
 
 def _limit(which: int, value: int) -> None:

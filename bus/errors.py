@@ -20,12 +20,20 @@ E5xx infrastructure · E6xx source data.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+#: A job's problems that are told; a manifest of 1 MB has room for 200,000.
+MAX_PROBLEMS = 1000
 
 
 class Code(StrEnum):
@@ -312,6 +320,13 @@ class Unavailable(BusError):
     """Infrastructure is away; nothing is lost."""
 
     default_code = Code.E501
+
+    @classmethod
+    def of_system(cls, error: OSError) -> Self:
+        """What the operating system refused: E504 when the disk is full, otherwise E505."""
+        code = Code.E504 if error.errno in _FULL else Code.E505
+        message = error.strerror or str(error)
+        return cls(message, code=code, where=str(error.filename or ""))
 
 
 class LakeBusy(Unavailable):

@@ -214,12 +214,16 @@ class _Builder:
         """Stream the rows, in their order, into a Parquet file; DuckDB itself writes nothing."""
         reader = self._db.sql(sql).to_arrow_reader(_BATCH_ROWS)
         rows = 0
-        with pq.ParquetWriter(
-            path, reader.schema, compression="zstd", write_page_checksum=True
-        ) as writer:
-            for batch in reader:
-                writer.write_batch(batch)
-                rows += batch.num_rows
+        try:
+            with pq.ParquetWriter(
+                path, reader.schema, compression="zstd", write_page_checksum=True
+            ) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+        except BaseException:
+            disk.remove(path)  # on a full disk, its room is needed to say so
+            raise
         return rows
 
     # ── fingerprints ──────────────────────────────────────────────────────────────────────────

@@ -116,14 +116,19 @@ class Lake:
 
     def create(self) -> None:
         """Make the whole tree, durably; what exists stays. Raises `Unavailable` (E507)."""
-        missing = [d for d in self.directories() if not d.is_dir()]
-        if not missing:
+        if "?" in str(self.root):
+            message = "a path with a question mark: DuckDB takes what follows for options"
+            raise Unavailable(message, code=Code.E507, where=str(self.root))
+        *most, last = self.directories()
+        if last.is_dir() and all(d.is_dir() for d in most):
             return
+        above = [d for d in (self.root, *self.root.parents) if not d.is_dir()]
         try:
-            for directory in missing:
+            for directory in most:
                 directory.mkdir(parents=True, exist_ok=True)
-            for parent in {d.parent for d in self.directories()}:
+            for parent in {d.parent for d in [*most, *above]}:
                 disk.sync_dir(parent)
+            last.mkdir(exist_ok=True)  # whoever finds it relies on the others
         except OSError as error:
             raise Unavailable(str(error), code=Code.E507, where=str(self.root)) from error
 
@@ -136,6 +141,7 @@ class Lake:
         token = f"{_STAGING}probe-{secrets.token_hex(4)}"
         pairs = [(self.inbox, d) for d in (self.work, self.ready, self.processed, self.rejected)]
         pairs += [(self.inbox, d) for d in (self.objects, self.artifacts, self.run_trees)]
+        pairs += [(self.run, self.journal), (self.objects, self.quarantine)]
         for source, target in pairs:
             first, second = source / token, target / token
             try:

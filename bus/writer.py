@@ -168,11 +168,13 @@ class Writer:
 
     def close(self) -> None:
         """Close the views and give the lock up."""
-        if self._lock.is_ours():
-            self._manifest.note_progress(self._progress())
-        self._catalog.close()
-        self._manifest.close()
-        self._lock.release()
+        try:
+            if self._lock.is_ours():
+                self._manifest.note_progress(self._progress())
+        finally:  # a full disk takes no note
+            self._catalog.close()
+            self._manifest.close()
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -228,6 +230,7 @@ class Writer:
                 self._manifest.apply(chunk, self._progress())
                 for commit in chunk:
                     self._link(commit.record, there)
+        self._check_fence()
         self._manifest = self._manifest.finish(self._lake)
         if self.seq:  # whoever wrote the newest record may have died before it was durable
             self._journal.sync(self.seq)
@@ -376,6 +379,8 @@ class Writer:
         record = CommitRecord(
             seq=seq + 1, prev=prev, committed_at_utc=iso(now), writer=self._name, jobs=records
         )
+        # Of a job that came back in another place than ready/, a second verdict would be asked for.
+        disk.sync_dir(self._lake.ready)
         try:
             commit = self._journal.append(record)
         except NumberTakenError:
@@ -438,6 +443,7 @@ class Writer:
 
     def _answer(self, candidates: list[_Candidate], record: CommitRecord) -> None:
         """Write receipts and reasons, sync them together, move the jobs, tell the producers."""
+        self._check_fence()
         jobs = {job.verdict_id: job for job in record.jobs}
         written: list[tuple[_Candidate, JobRecord, Answer]] = []
         for candidate in candidates:
@@ -451,12 +457,14 @@ class Writer:
             self._clear(candidate, job)
             disk.sync_dir(candidate.path)
             disk.crash_point("answer.written")
+            self._check_fence()  # if we slept here, another submission may lie under this name
             disk.move(candidate.path, self._lake.free_name(_final_state(job), candidate.job_id))
             disk.crash_point("answer.moved")
         for state in {_final_state(job) for _, job, _ in written}:
             disk.sync_dir(self._lake.state_dir(state))
         self._announce([answer for *_, answer in written])
         disk.crash_point("answer.done")
+        self._check_fence()
 
     def _answer_to(self, job: JobRecord, record: CommitRecord) -> Answer:
         if job.outcome is Outcome.REJECTED:
@@ -524,6 +532,7 @@ class Writer:
         if self._tree is None:
             if self._treed >= self.seq:
                 return False
+            self._check_fence()
             self._tree = views.build_trees(self._lake, self._commit_of(self._treed + 1).record)
         if not views.take(self._tree, _TREE_STEPS):
             self._tree = None
@@ -547,6 +556,7 @@ class Writer:
 
     def rebuild(self, *, trees: bool = True) -> None:
         """Recreate every view from objects and journal; run trees follow in the background."""
+        self._check_fence()
         self._lake.create()
         self._catalog.close()
         self._manifest.close()

@@ -6,19 +6,17 @@ Exit codes: 0 done · 1 an expected failure (rejected, not found, no answer in t
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
 from bus.cli.output import Block, complain, print_json, problem_blocks
-from bus.errors import BusError, Code, Refused, Unavailable
+from bus.errors import BusError, Refused, Unavailable
 
 OK = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 _BROKEN_PIPE = 141
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def of_bus(error: BusError, *, as_json: bool) -> int:
@@ -46,7 +44,4 @@ def of_system(error: OSError, *, as_json: bool) -> int:
     if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    code = Code.E504 if error.errno in _FULL else Code.E505
-    message = error.strerror or str(error)
-    where = str(error.filename or "")
-    return of_bus(Unavailable(message, code=code, where=where), as_json=as_json)
+    return of_bus(Unavailable.of_system(error), as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -103,6 +104,34 @@ def test_a_file_beyond_the_limit_is_an_error_in_the_child_only(tmp_path: object)
         return b"written"
 
     assert run_limited(work, ROOMY) == b"File too large"
+
+
+def test_the_child_has_its_limits_before_it_works() -> None:
+    def work(_: Callable[[str], None]) -> bytes:
+        names = ("AS", "CPU", "FSIZE", "CORE", "NOFILE")
+        found = {n: resource.getrlimit(getattr(resource, f"RLIMIT_{n}")) for n in names}
+        status = Path("/proc/self/status").read_text()
+        found["no new privileges"] = (int("NoNewPrivs:\t1" in status),) * 2
+        return json.dumps(found).encode()
+
+    found = json.loads(run_limited(work, ROOMY))
+
+    assert {soft == hard for soft, hard in found.values()} == {True}, "the child could raise it"
+    limits = {name: soft for name, (soft, _) in found.items()}
+    assert limits.pop("AS") < (512 << 20) + (16 << 30)
+    assert limits == {"CPU": 35, "FSIZE": 1 << 20, "CORE": 0, "NOFILE": 512, "no new privileges": 1}
+
+
+def test_a_leak_of_descriptors_is_the_childs_own_problem() -> None:
+    def work(_: Callable[[str], None]) -> bytes:
+        held = []
+        try:
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError as error:
+            return os.strerror(error.errno or 0).encode()
+
+    assert run_limited(work, ROOMY) == b"Too many open files"
 
 
 def test_an_exception_is_an_exit_status() -> None:
