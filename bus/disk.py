@@ -64,19 +64,60 @@ def crash_point(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+# ── the device ────────────────────────────────────────────────────────────────────────────────
+
+
+class Device:
+    """The system calls that decide what a power cut leaves. Tests put another in their place."""
+
+    def fsync(self, fd: int) -> None:
+        """Make a file's bytes and mode, or a directory's names, durable."""
+        os.fsync(fd)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Write some of `data`; how much."""
+        return os.write(fd, data)
+
+    def link(self, source: Path | str, target: Path | str) -> None:
+        """Give a file, itself and not what it points to, a second name."""
+        os.link(source, target, follow_symlinks=False)
+
+    def rename(self, source: Path | str, target: Path | str) -> None:
+        """Give a file or directory another name, in place of whatever file has it."""
+        os.replace(source, target)
+
+    def unlink(self, path: Path | str) -> None:
+        """Take a file's name away."""
+        os.unlink(path)
+
+
+_device = Device()
+
+
+@contextmanager
+def using(device: Device) -> Iterator[None]:
+    """Let another device stand behind this module, for tests: it may watch, refuse or pretend."""
+    global _device  # noqa: PLW0603 - one disk a process
+    before, _device = _device, device
+    try:
+        yield
+    finally:
+        _device = before
+
+
 # ── sync ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def sync_fd(fd: int) -> None:
     """Make the bytes behind an open descriptor durable."""
-    os.fsync(fd)
+    _device.fsync(fd)
 
 
 def sync_file(path: Path | str) -> None:
     """Make a file's bytes durable, whoever wrote them."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        os.fsync(fd)
+        _device.fsync(fd)
     finally:
         os.close(fd)
 
@@ -85,7 +126,7 @@ def sync_dir(path: Path | str) -> None:
     """Make the names in a directory durable (creations, links, renames into and out of it)."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        _device.fsync(fd)
     finally:
         os.close(fd)
 
@@ -103,7 +144,7 @@ def write_durable(path: Path | str, data: bytes, mode: int = 0o644) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         _write_all(fd, data)
-        os.fsync(fd)
+        _device.fsync(fd)
     finally:
         os.close(fd)
 
@@ -120,20 +161,20 @@ def write_plain(path: Path | str, data: bytes, mode: int = 0o644) -> None:
 def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[_device.write(fd, view) :]
 
 
 def replace_view(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace a view's file by rename, so that readers see the old or the new, never a half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_plain(temporary, data, mode)
-    os.replace(temporary, path)
+    _device.rename(temporary, path)
 
 
 def publish_file(temporary: Path, final: Path) -> None:
     """Sync a finished temporary file and rename it over `final`, durably."""
     sync_file(temporary)
-    os.replace(temporary, final)
+    _device.rename(temporary, final)
     sync_dir(final.parent)
 
 
@@ -142,7 +183,7 @@ def show_file(temporary: Path, final: Path) -> None:
 
     A power cut in between may leave a torn file there: only for what is made anew at every start.
     """
-    os.replace(temporary, final)
+    _device.rename(temporary, final)
     sync_file(final)
     sync_dir(final.parent)
 
@@ -153,7 +194,7 @@ def link_new(source: Path | str, target: Path | str) -> bool:
     Atomic: of many callers with one `target`, exactly one gets True.
     """
     try:
-        os.link(source, target, follow_symlinks=False)
+        _device.link(source, target)
     except FileExistsError:
         return False
     return True
@@ -166,7 +207,7 @@ def link_or_copy(source: Path | str, target: Path | str) -> bool:
     one object may serve more artifacts than that (empty slices), hence the copy.
     """
     try:
-        os.link(source, target)
+        _device.link(source, target)
     except FileExistsError:
         return False
     except OSError as error:
@@ -175,7 +216,7 @@ def link_or_copy(source: Path | str, target: Path | str) -> bool:
         directory, name = os.path.split(target)
         temporary = Path(directory, f".{name}.{os.getpid()}.tmp")
         copy_file(Path(source), temporary)
-        os.replace(temporary, target)
+        _device.rename(temporary, target)
     return True
 
 
@@ -209,18 +250,18 @@ def copy_descriptor(source_fd: int, target: Path) -> None:
 
 def move(source: Path | str, target: Path | str) -> None:
     """Rename within the lake. A directory is never moved onto a non-empty one (OSError)."""
-    os.rename(source, target)
+    _device.rename(source, target)
 
 
 def replace(source: Path | str, target: Path | str) -> None:
     """Rename a file over another."""
-    os.replace(source, target)
+    _device.rename(source, target)
 
 
 def remove(path: Path | str) -> None:
     """Remove a file; a file that is not there is fine."""
     with suppress(FileNotFoundError):
-        os.unlink(path)
+        _device.unlink(path)
 
 
 def remove_tree(path: Path) -> None:

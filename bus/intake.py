@@ -224,8 +224,9 @@ class _Drain:
         if delay_s > 0:
             self._later(staged.name, delay_s)
             return False
-        # Before the move, not after: a verdict found in work/ is taken for our own.
-        _move_aside(staged)
+        # Before the move, not after, and durably: a verdict found in work/ is taken for our own.
+        if _move_aside(staged):
+            synced(disk.sync_dir, staged)
         try:
             disk.move(staged, claim.path)
         except FileNotFoundError:
@@ -405,17 +406,18 @@ def _open_directory(path: Path) -> int | None:
         return None
 
 
-def _move_aside(directory: Path) -> None:
+def _move_aside(directory: Path) -> bool:
     """Names that are ours, unread, to `.bus-old/`: a verdict that we did not write is none."""
     found = set(OUR_NAMES).intersection(os.listdir(directory))
     if not found:
-        return
+        return False
     old = directory / OLD
     if os.path.lexists(old) and not stat.S_ISDIR(old.lstat().st_mode):
         disk.move(old, _unused(directory, OLD))  # a link would lead the files out of here
     old.mkdir(exist_ok=True)
     for name in found:
         disk.move(directory / name, _unused(old, name))
+    return True
 
 
 def _unused(directory: Path, name: str) -> Path:

@@ -61,6 +61,7 @@ def retry(lake: Lake, job_id: str) -> Retried:
         disk.sync_dir(lake.rejected)
         for ours in OUR_NAMES:
             disk.remove(lake.inbox / name / ours)
+        disk.sync_dir(lake.inbox / name)  # in work/ an old verdict would be taken for the new one
         disk.remove(claim.path)  # with the record of how earlier attempts ended
     return Retried(name, submission_id)
 
