@@ -49,6 +49,15 @@ NO_LIMIT: dict[str, Any] = {
     "soft_time_limit": 86_400,
 }
 
+#: What may come through each queue, and whether it takes the id of a job. Anything else that lies
+#: there is laid aside by the guarded transport.
+TASKS = {
+    INGEST: {SUBMIT_ARTIFACT: True, SWEEP: False, VERIFY_SAMPLE: False},
+    WRITER: {COMMIT_READY: False, REFRESH_EXPORTS: False, PUBLISH_EXPORT: False},
+}
+#: For workers only: Flower knows stock transports by their names, and reads no queue.
+_GUARDED = "bus.broker.guard:Transport"
+
 #: Extra sweeps that beat asks for; the pump's own timer (sweep_interval_s) is the one that counts.
 _SWEEP_S = 60.0
 #: How often a process that waits for the writer's seat says so.
@@ -109,6 +118,8 @@ def configuration(settings: Settings, where: Address) -> dict[str, Any]:
         # Our own failures are bounded and retried for ever: a worker outlives its Redis.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100
+        # A Redis that is full answers with an error, of which a worker would die by default.
+        "broker_channel_error_retry": True,
         "broker_transport_options": {
             "global_keyprefix": where.prefix,  # two lakes on one server never share a queue
             "visibility_timeout": 900,  # above task_time_limit: a healthy task never runs twice
@@ -119,6 +130,7 @@ def configuration(settings: Settings, where: Address) -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": 5,  # … in about 20 s; the default hangs for minutes
             "client_name": "bus",
+            "guarded": TASKS,
         },
         # The outcome lives in receipts and the journal; `.get()` waits for the receipt.
         "task_ignore_result": True,
@@ -138,14 +150,7 @@ def configuration(settings: Settings, where: Address) -> dict[str, Any]:
         "task_queues": [Queue(INGEST), Queue(WRITER)],
         "task_default_queue": INGEST,
         "task_create_missing_queues": False,  # a typo is an error, not a queue nobody reads
-        "task_routes": {
-            SUBMIT_ARTIFACT: {"queue": INGEST},
-            VERIFY_SAMPLE: {"queue": INGEST},
-            SWEEP: {"queue": INGEST},
-            COMMIT_READY: {"queue": WRITER},
-            REFRESH_EXPORTS: {"queue": WRITER},
-            PUBLISH_EXPORT: {"queue": WRITER},
-        },
+        "task_routes": {task: {"queue": queue} for queue, tasks in TASKS.items() for task in tasks},
         # JSON only: a pickle runs code when it is read.
         "task_serializer": "json",
         "result_serializer": "json",
@@ -271,6 +276,7 @@ def _worker_begins(conf: Any, options: dict[str, Any], **_: Any) -> None:
     if address(settings()) is None:
         raise SystemExit(str(Unavailable("no bus is running", where=str(lake().root))))
     _role[0] = names[0]
+    conf.broker_transport = _GUARDED
     # In a container everyone is root. What makes that dangerous is pickle, which is not accepted.
     warnings.filterwarnings("ignore", message=".*superuser privileges")
     if names == [WRITER]:

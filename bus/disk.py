@@ -270,6 +270,15 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def boot_id() -> str:
+    """Names the time since the machine started; empty where the kernel does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 # ── open and lock ─────────────────────────────────────────────────────────────────────────────
 
 

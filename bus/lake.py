@@ -372,6 +372,18 @@ class Lake:
         return self.run / "verify.cursor"
 
     @property
+    def boot_mark(self) -> Path:
+        """Since which start of the machine links and trees are known to be whole."""
+        return self.run / "boot"
+
+    def boot_of_views(self) -> str:
+        """What the mark says; empty without one."""
+        try:
+            return self.boot_mark.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    @property
     def rebuild_request(self) -> Path:
         """A file whose presence asks the running writer to rebuild every view."""
         return self.run / "rebuild.request"

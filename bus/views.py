@@ -222,6 +222,24 @@ def prune_artifacts(lake: Lake, manifest: Manifest) -> int:
     return len(stray)
 
 
+def link_missing(lake: Lake, manifest: Manifest) -> int:
+    """Make the links in `artifacts/` that active artifacts lack; how many were made.
+
+    For the first start after a power cut, which may take names away that were never synced.
+    """
+    there = listing(lake)
+    made = 0
+    for kind, version, artifact_id, file_hash_text in manifest.rows(
+        "SELECT artifact_type, schema_version, artifact_id, file_hash FROM artifacts "
+        "WHERE status = 'active'"
+    ):
+        directory, name = lake.artifact_place(kind, version, artifact_id)
+        if name not in there.get(directory, ()):
+            source = lake.object_place(file_hash_text.removeprefix("sha256:"))
+            made += bool(_link(source, directory, name))
+    return made
+
+
 def take(work: Iterator[None], steps: int) -> bool:
     """Advance `work` by up to `steps`; True while there may be more."""
     return sum(1 for _ in islice(work, steps)) == steps

@@ -134,6 +134,7 @@ class Writer:
         self._journal.sweep()
         self._manifest = self._open_manifest()
         self._catch_up()
+        self._mend_after_a_boot()
         self._exports_dirty = self._manifest.progress("exports") < self.seq
         self._catalog = Catalog.open(lake, settings, registry, self._manifest)
 
@@ -234,6 +235,18 @@ class Writer:
         self._manifest = self._manifest.finish(self._lake)
         if self.seq:  # whoever wrote the newest record may have died before it was durable
             self._journal.sync(self.seq)
+
+    def _mend_after_a_boot(self) -> None:
+        """Links and trees are never synced: a power cut may take some that are noted as made."""
+        boot = disk.boot_id()
+        if self._lake.boot_of_views() == boot:
+            return
+        if made := views.link_missing(self._lake, self._manifest):
+            log.warning("links_made_again", links=made)
+        views.prune_artifacts(self._lake, self._manifest)
+        self._treed = 0
+        self._manifest.note_progress(self._progress())
+        disk.replace_view(self._lake.boot_mark, boot.encode())
 
     def _commit_of(self, seq: int) -> Commit:
         commit = self._journal.read(seq)
