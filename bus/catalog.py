@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -85,6 +86,8 @@ class Catalog:
         Raises `Unavailable` (E508) when not even an empty one can be made.
         """
         catalog = cls(lake, registry)
+        for left in lake.catalog_db.parent.glob(f".{lake.catalog_db.name}.*.tmp"):
+            disk.remove(left)  # by a writer that was killed while it published
         usable = False
         try:
             if lake.catalog_work.exists():
@@ -373,7 +376,7 @@ class Catalog:
         if self._is_published() or not still_ours():
             return False
         final = self._lake.catalog_db
-        temporary = final.with_name(f".{final.name}.tmp")
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
         try:
             self._run("CHECKPOINT bus")
         except duckdb.Error as error:  # it has closed the database for good
@@ -383,6 +386,9 @@ class Catalog:
         final.parent.mkdir(parents=True, exist_ok=True)
         disk.copy_descriptor(self._fd, temporary)
         disk.crash_point("views.built")
+        if not still_ours():  # copying takes a while, and another writer may have taken over
+            disk.remove(temporary)
+            return False
         disk.show_file(temporary, final)
         self._published = (*_place(final), self.applied_seq)
         return True

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Self, assert_never
+from urllib.parse import quote
 
 from pydantic_core import to_json
 
@@ -133,7 +134,7 @@ class Manifest:
         """Open for reading. Raises `Unavailable` (E508) when there is none yet."""
         if not lake.manifest_db.exists():
             raise Unavailable("no manifest yet", code=Code.E508, where=str(lake.manifest_db))
-        uri = f"file:{lake.manifest_db}?mode=ro"
+        uri = f"file:{quote(str(lake.manifest_db))}?mode=ro"
         try:
             db = sqlite3.connect(uri, uri=True, timeout=10, check_same_thread=False)
             db.execute("PRAGMA query_only = ON")

@@ -22,7 +22,14 @@ from structlog.contextvars import bound_contextvars as bound
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["bound", "configure_logging", "die_with_parent", "end_process", "limit_resources"]
+__all__ = [
+    "bound",
+    "configure_logging",
+    "die_with_parent",
+    "end_process",
+    "keep_others_out",
+    "limit_resources",
+]
 
 #: A line for each message received and each task done tells nothing here and costs 10 % (measured).
 _TOO_CHATTY = (
@@ -85,6 +92,11 @@ def die_with_parent(parent: int | None = None) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keep_others_out() -> None:
+    """Create nothing from now on that group or others could write, whatever the caller's umask."""
+    os.umask(os.umask(0o077) | 0o022)
 
 
 def limit_resources() -> None:

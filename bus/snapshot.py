@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 MAX_ROWS = 1_000_000
 MAX_QUERY_CHARACTERS = 100_000
 _BATCH_ROWS = 10_000
+#: How often a snapshot is opened anew because another was published while it was being opened.
+_ATTACH_TRIES = 20
 _FIRST_WORDS = {
     "select",
     "with",
@@ -121,6 +123,8 @@ def _lock_down(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     paths = [*(lake.public(path) for path in open_to), *map(str, open_to)]
     patterns = [unglobbed(path) for path in paths]  # a pattern is compared before it is expanded
     db.execute("SET TimeZone = 'UTC'")
+    # A column is what its Parquet type says: one file with bad `geo` metadata would stop a view.
+    db.execute("SET enable_geoparquet_conversion = false")
     db.execute(f"SET allowed_directories = [{_listed(*paths, *patterns)}]")
     # The next snapshot is attached under the lock too; DuckDB looks for a log beside it.
     db.execute(f"SET allowed_paths = [{_listed(str(lake.catalog_db), f'{lake.catalog_db}.wal')}]")
@@ -133,11 +137,23 @@ def _listed(*paths: str) -> str:
 
 
 def _attach(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    try:
-        db.execute(f"ATTACH {literal(str(lake.catalog_db))} AS bus (READ_ONLY)")
-        db.execute("USE bus")
-    except duckdb.Error as error:
-        raise Unavailable(str(error), code=Code.E508, where=str(lake.catalog_db)) from error
+    """Attach one and the same file: DuckDB opens it three times by name, one after the other.
+
+    A snapshot published in between would give it the header of one and the blocks of another.
+    """
+    path = lake.catalog_db
+    for left in reversed(range(_ATTACH_TRIES)):
+        before = _identity(path)
+        try:
+            db.execute(f"ATTACH {literal(str(path))} AS bus (READ_ONLY)")
+        except duckdb.Error as error:
+            if left == 0 or _identity(path) == before:
+                raise Unavailable(str(error), code=Code.E508, where=str(path)) from error
+            continue
+        if left == 0 or _identity(path) == before:
+            break
+        db.execute("DETACH bus")
+    db.execute("USE bus")
 
 
 class Snapshots:

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from bus import disk
 from bus.attempt import AttemptEndedError, Limits, run_limited
-from bus.errors import Code, Problem, Rejected, problem
+from bus.errors import MAX_PROBLEMS, Code, Problem, Rejected, problem
 from bus.hashing import OutOfOrder, file_hash
 from bus.lake import MANIFEST
 from bus.model import ArtifactFacts, ProblemDoc, Verdict, iso, utc_now
@@ -196,9 +196,16 @@ def _verdict(
         manifest_sha256=submission.manifest_sha256,
         accepted=not problems,
         judged_at_utc=iso(utc_now()),
-        problems=[ProblemDoc(**found.as_dict()) for found in problems],
+        problems=[ProblemDoc(**found.as_dict()) for found in _bounded(problems)],
         **(said | facts),
     )
+
+
+def _bounded(problems: Sequence[Problem]) -> Iterator[Problem]:
+    """As many problems as a verdict, and so the journal, takes; and that there are more."""
+    yield from problems[:MAX_PROBLEMS]
+    if len(problems) > MAX_PROBLEMS:
+        yield problem(Code.E107, MANIFEST, f"there are more than {MAX_PROBLEMS:,} problems")
 
 
 # ── one job ───────────────────────────────────────────────────────────────────────────────────
@@ -251,6 +258,8 @@ class _Court:
         manifest = submission.manifest
         if manifest is not None:
             for index, entry in enumerate(manifest.artifacts):
+                if len(self._problems) > MAX_PROBLEMS:
+                    break  # whoever mends those will submit again anyway
                 self._artifact(manifest, index, entry)
         problems = [*submission.problems, *self._problems]
         if manifest is None or problems:

@@ -1,30 +1,42 @@
 #!/bin/sh
-# Start Valkey with the users of the bus. The passwords come from the environment and go into a
-# file that only this user can read: a command line would show them to everyone.
+# Start Valkey with the users of the bus (users.acl). The passwords come from the environment and go
+# into a file that only this user can read: a command line would show them to everyone.
 #
-#   BUS_REDIS_PASSWORD      user `bus`: every process of the bus, and Flower
+#   BUS_REDIS_PASSWORD      user `bus`: every process of the bus
+#   BUS_FLOWER_PASSWORD     user `flower`: looks at queues and workers; also Flower's own door
 #   BUS_PRODUCER_PASSWORD   user `producer`, optional: may ring (LPUSH bus:notify) and nothing else
-#   BUS_FLOWER_PASSWORD     not used here; asked for so that Flower is never without one
-#   VALKEY_CONF, VALKEY_RUN where the settings are and where the complete file goes
+#   VALKEY_CONF, VALKEY_ACL, VALKEY_RUN   the settings, the users, where the complete files go
 set -eu
 
-for name in BUS_REDIS_PASSWORD BUS_FLOWER_PASSWORD; do
-  eval "value=\${$name:-}"
-  case $value in
-    '' | *[!A-Za-z0-9_-]*)
-      echo "Set $name to letters, digits, _ or - (copy .env.example to .env, see there)." >&2
-      exit 64 ;;
+check() {
+  case $2 in
+    *[!A-Za-z0-9_-]*) ;;
+    *) return 0 ;;
   esac
+  refuse "$1"
+}
+
+refuse() {
+  echo "Set $1 to letters, digits, _ or - (copy .env.example to .env, see there)." >&2
+  exit 64
+}
+
+for name in BUS_REDIS_PASSWORD BUS_FLOWER_PASSWORD BUS_PRODUCER_PASSWORD; do
+  eval "value=\${$name:-}"
+  check "$name" "$value"
+  if [ -z "$value" ] && [ "$name" != BUS_PRODUCER_PASSWORD ]; then refuse "$name"; fi
 done
 
 umask 077
-complete=${VALKEY_RUN:-/tmp}/valkey-with-users.conf
+run=${VALKEY_RUN:-/tmp}
+# A user without a password is switched off.
+sed -e "s/[$]{BUS_REDIS_PASSWORD}/$BUS_REDIS_PASSWORD/" \
+    -e "s/[$]{BUS_FLOWER_PASSWORD}/$BUS_FLOWER_PASSWORD/" \
+    -e "s/[$]{BUS_PRODUCER_PASSWORD}/${BUS_PRODUCER_PASSWORD:-}/" \
+    -e 's/^\(user [a-z]*\) on > .*/\1 off/' \
+    "${VALKEY_ACL:-/etc/valkey/users.acl}" > "$run/users-with-passwords.acl"
 {
   cat "${VALKEY_CONF:-/etc/valkey/valkey.conf}"
-  echo 'user default off'
-  echo "user bus on >$BUS_REDIS_PASSWORD ~* &* +@all -@dangerous -@admin +info"
-  if [ -n "${BUS_PRODUCER_PASSWORD:-}" ]; then
-    echo "user producer on >$BUS_PRODUCER_PASSWORD ~bus:notify resetchannels +lpush +ping"
-  fi
-} > "$complete"
-exec valkey-server "$complete"
+  echo "aclfile $run/users-with-passwords.acl"
+} > "$run/valkey-with-users.conf"
+exec valkey-server "$run/valkey-with-users.conf"

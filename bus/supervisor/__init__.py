@@ -23,7 +23,7 @@ from bus.broker import Broker, Endpoint, address, default_prefix, endpoint, writ
 from bus.errors import Code, LakeBusy, Unavailable
 from bus.lake import Lake
 from bus.model import JobState, iso, utc_now
-from bus.process import die_with_parent
+from bus.process import die_with_parent, keep_others_out
 from bus.settings import last_lake_file
 from bus.supervisor import processes, valkey
 from bus.supervisor.logs import Logs
@@ -105,6 +105,7 @@ class Supervisor:
         Raises `LakeBusy` (E502) when a bus runs on this lake, `Unavailable` when the lake (E507)
         or Redis (E501) is not usable.
         """
+        keep_others_out()
         self._lake.create()
         self._lake.probe()
         self._lake.logs.mkdir(exist_ok=True)

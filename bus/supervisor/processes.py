@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bus.broker import INGEST, WRITER, address
 from bus.errors import Unavailable
+from bus.process import keep_others_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,6 +132,7 @@ def run_pump(settings: Settings) -> None:
     from bus.process import configure_logging  # noqa: PLC0415 - `bus up` itself needs no celery
     from bus.tasks import notify  # noqa: PLC0415 - likewise
 
+    keep_others_out()
     configure_logging("pump")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,6 +145,7 @@ def _become(
 ) -> NoReturn:
     if address(settings) is None:
         raise Unavailable("no bus is running on this lake", where=str(settings.lake))
+    keep_others_out()
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(command[0], command, environment(settings) | dict(more or {}))  # noqa: S606 - no shell

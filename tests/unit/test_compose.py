@@ -107,7 +107,10 @@ def test_every_process_reaches_the_same_redis_with_a_password_and_without_a_pref
 ) -> None:
     for name in BUS_SERVICES:
         environment = services[name]["environment"]
-        assert environment["BUS_REDIS_URL"] == "redis://bus:${BUS_REDIS_PASSWORD:-}@redis:6379/0"
+        user = (
+            "flower:${BUS_FLOWER_PASSWORD:-}" if name == "flower" else "bus:${BUS_REDIS_PASSWORD:-}"
+        )
+        assert environment["BUS_REDIS_URL"] == f"redis://{user}@redis:6379/0"
         assert environment["BUS_REDIS_PREFIX"] == ""
         assert services[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
 
@@ -218,6 +221,7 @@ def _start_environment(folder: Path, port: int) -> dict[str, str]:
     return {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "VALKEY_CONF": str(folder / "valkey.conf"),
+        "VALKEY_ACL": str(OPS / "users.acl"),
         "VALKEY_RUN": str(folder),
         "BUS_REDIS_PASSWORD": "for-the-bus",
         "BUS_FLOWER_PASSWORD": "for-flower",
