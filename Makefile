@@ -1,11 +1,11 @@
-# Artifact Bus. Needs: make, Python 3.11 or newer with venv, and a package registry. Nothing else:
-# no Redis, no Docker, no root. Everything is installed into .venv.
+# Artifact Bus. Needs: make, Python 3.11 or newer with venv, and a package registry; the tests need
+# Node 20 as well. No Redis, no Docker, no root. Everything is installed into .venv and node_modules.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint types bench up lock clean
+.PHONY: help demo test test-all soak lint types node bench up lock lock-node clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -14,6 +14,10 @@ PIP  := $(BIN)/python -m pip --quiet --no-input --disable-pip-version-check
 READY := $(VENV)/.installed
 
 OLDEST := $(VENV)-oldest/.installed
+
+# The TypeScript package, which needs Node 20 or newer.
+NODE := bus/producers/typescript
+NODE_READY := $(NODE)/node_modules/.installed
 
 # A lake or a Redis named in the caller's environment is theirs: neither tests nor demo touch it.
 OWN := env -u BUS_LAKE -u BUS_REDIS_URL -u BUS_REDIS_PREFIX
@@ -24,12 +28,20 @@ help:  ## what there is
 demo: $(READY)  ## a whole bus in ./demo-lake: submit, query, reject, kill, rebuild (under a minute)
 	$(OWN) BUS_LAKE="$(CURDIR)/demo-lake" $(BIN)/bus demo
 
-test: lint types  ## style, types and every test
+test: lint types node  ## style, types and every test
 	$(OWN) $(BIN)/python -m pytest
 
 # The oldest releases that pyproject.toml allows: files must open in DuckDB 1.5, and hashes agree.
 test-all: $(OLDEST)  ## what `make test` leaves out: the core with the oldest duckdb and pyarrow
 	$(OWN) $(VENV)-oldest/bin/python -m pytest tests/unit tests/contract tests/hostile tests/crash
+
+# SOAK_ONLY=kills leaves the campaigns out. Figures go to soak-results.jsonl, a line for each test.
+SOAK_S ?= 600
+SOAK_SEED ?= 1
+soak: $(READY)  ## the long campaigns, then SOAK_S seconds of random kills (default 600)
+	@[ "$(SOAK_ONLY)" = kills ] || $(OWN) $(BIN)/python -m pytest tests/crash tests/faults tests/hostile \
+	  --long --timeout=7200 --seed $(SOAK_SEED) --results soak-results.jsonl
+	@$(OWN) $(BIN)/python -m tests.soak --seconds $(SOAK_S) --seed $(SOAK_SEED)
 
 lint: $(READY)  ## ruff: all rules, and the format
 	$(BIN)/ruff check .
@@ -37,6 +49,9 @@ lint: $(READY)  ## ruff: all rules, and the format
 
 types: $(READY)  ## mypy --strict
 	$(BIN)/mypy
+
+node: $(NODE_READY)  ## the TypeScript package: types, its own tests, what it would publish
+	cd $(NODE) && $(OWN) npm run --silent check
 
 bench: $(READY)  ## measure against the limits of this machine (up to 15 minutes; exit 1 if a goal is missed)
 	$(OWN) $(BIN)/python -m benchmarks
@@ -64,6 +79,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
+$(NODE_READY): $(NODE)/package.json $(NODE)/package-lock.json
+	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null || \
+	  { echo "The TypeScript package needs Node 20 or newer on PATH (https://nodejs.org)." >&2; exit 1; }
+	@echo "Installing into $(NODE)/node_modules (once, half a minute) ..."
+	@cd $(NODE) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $(NODE_READY)
+
 $(OLDEST): $(READY)
 	$(BIN)/python -m venv --clear $(VENV)-oldest
 	grep -vE '^(duckdb|pyarrow)==' constraints.txt > $(VENV)-oldest/constraints.txt
@@ -83,7 +105,12 @@ lock:  ## write constraints.txt: the newest versions that pyproject.toml allows
 	cp .venv-lock/constraints.txt constraints.txt
 	rm -rf .venv-lock
 
+lock-node:  ## write package-lock.json: the same for the TypeScript package
+	cd $(NODE) && rm -rf node_modules package-lock.json && npm install --package-lock-only --ignore-scripts --no-audit --no-fund
+	cd $(NODE) && npm run --silent tidy-lock
+
 clean:  ## remove what make created; never ./data, which is your lake
 	rm -rf $(VENV) $(VENV)-oldest .venv-lock demo-lake .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(NODE)/node_modules $(NODE)/dist
 	rm -f benchmarks/latest.json
 	find bus tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,417 @@
+// The artifact store as its documents describe it, without a Python process in between.
+
+import { randomUUID } from "node:crypto";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import type { RedisOptions } from "./broker.js";
+import { Catalog, csvToParquet } from "./catalog.js";
+import { BusError, isSystem, problem } from "./errors.js";
+import type { WaitOptions } from "./job.js";
+import { findLake, type Lake } from "./lake.js";
+import { newJobId } from "./staging.js";
+import { type Submission, submitArtifact, submitJob } from "./submit.js";
+import type { Columns, Row } from "./table.js";
+
+/** `damaged`: its bytes are gone or changed; do not start from it. */
+export type ArtifactStatus = "active" | "superseded" | "tombstoned" | "damaged";
+
+/** One artifact: an immutable table. */
+export interface Artifact {
+  artifactId: string;
+  artifactType: string;
+  schemaVersion: number;
+  logicalKey: string;
+  status: ArtifactStatus;
+  pathParquet: string;
+  pathSidecar: string;
+  fileHash: string;
+  contentHash: string;
+  rowCount: number;
+  /** The bounds of its time column, ISO 8601 UTC, where its kind has one. */
+  minTs?: string;
+  maxTs?: string;
+  /** When it was committed first, ISO 8601 UTC. */
+  createdAt: string;
+  runId: string;
+  producer: string;
+  name: string;
+}
+
+/** Which artifacts: every field that is given must be equal. */
+export interface ArtifactFilter {
+  artifactType?: string;
+  schemaVersion?: number;
+  logicalKey?: string;
+  status?: ArtifactStatus;
+  producer?: string;
+  runId?: string;
+  name?: string;
+  tags?: Readonly<Record<string, string>>;
+  createdAfter?: Date;
+  createdBefore?: Date;
+  /** The newest so many; default 1,000. */
+  limit?: number;
+}
+
+/** Where an artifact comes from. */
+export interface ArtifactLineage {
+  artifact: Artifact;
+  /** What it was made from. */
+  inputs: Artifact[];
+  /** Everything that it descends from, inputs included. */
+  ancestors: Artifact[];
+  edges: { artifactId: string; inputArtifactId: string }[];
+}
+
+export interface PublishRequest {
+  artifactType: string;
+  schemaVersion: number;
+  logicalKey: string;
+  /** Rows, or the path of a CSV or Parquet file. */
+  dataFrame: readonly Row[] | string;
+  /** Types of columns that do not follow from the rows. */
+  columns?: Columns;
+  tags?: Readonly<Record<string, string>>;
+  inputArtifactIds?: readonly string[];
+  writerName: string;
+  writerVersion: string;
+  gitCommit: string;
+  gitDirty: boolean;
+  params?: Record<string, unknown>;
+}
+
+export interface PublishResult {
+  /** Whether the same table was there already: then nothing was added. */
+  deduped: boolean;
+  /** By what it was recognised. */
+  mode?: "file_hash" | "content_hash";
+  existingArtifactId?: string;
+  artifactId?: string;
+  sidecar?: Record<string, unknown>;
+}
+
+export interface StoreOptions extends RedisOptions {
+  /** Default: as for `submitArtifact`. */
+  lake?: string;
+  /** How long `publishDataFrame` and `supersede` wait for the bus; default: a minute. */
+  timeoutMs?: number;
+}
+
+/** Read what is committed, through DuckDB; publish, through the bus. */
+export class ArtifactStoreClient {
+  readonly #runId = randomUUID();
+  #opened: Promise<{ lake: Lake; catalog: Catalog; journal: Journal }> | undefined;
+
+  constructor(private readonly options: StoreOptions = {}) {}
+
+  /** Rejects with E511 when there is none of that id. */
+  async getArtifact(artifactId: string): Promise<Artifact> {
+    const [found] = await this.#artifacts("artifact_id = $id", { id: artifactId }, 1);
+    if (found === undefined) throw new BusError(problem("E511", "artifactId", `no artifact ${JSON.stringify(artifactId)}`));
+    return found;
+  }
+
+  /** The newest first. */
+  listArtifacts(filter: ArtifactFilter = {}): Promise<Artifact[]> {
+    const values: Record<string, string | number> = {};
+    const conditions: string[] = [];
+    const where = (value: string | number | undefined, condition: (bound: string) => string) => {
+      if (value === undefined) return;
+      const name = `v${Object.keys(values).length}`;
+      values[name] = value;
+      conditions.push(condition(`$${name}`));
+    };
+    where(filter.artifactType, (v) => `kind = ${v}`);
+    where(filter.schemaVersion, (v) => `schema_version = ${v}`);
+    where(filter.status, (v) => `status = ${v}`);
+    where(filter.producer, (v) => `producer = ${v}`);
+    where(filter.runId, (v) => `run_id = ${v}`);
+    where(filter.name, (v) => `name = ${v}`);
+    where(filter.createdAfter?.toISOString(), (v) => `ingested_at > ${v}::TIMESTAMPTZ`);
+    where(filter.createdBefore?.toISOString(), (v) => `ingested_at < ${v}::TIMESTAMPTZ`);
+    where(filter.logicalKey === undefined ? undefined : JSON.stringify(filter.logicalKey), HAS_LOGICAL_KEY);
+    for (const [key, value] of Object.entries(filter.tags ?? {})) {
+      where(key, (k) => {
+        values["t" + k.slice(1)] = value;
+        return `artifact_id IN (SELECT artifact_id FROM catalog.tags_f WHERE k = ${k} AND v = $t${k.slice(1)})`;
+      });
+    }
+    return this.#artifacts(conditions.join(" AND ") || "true", values, filter.limit ?? 1000);
+  }
+
+  /** Every version of one table, the newest first. */
+  findByLogicalKey(artifactType: string, logicalKey: string): Promise<Artifact[]> {
+    return this.listArtifacts({ artifactType, logicalKey });
+  }
+
+  /** What the artifact was made from, and what that was made from. Rejects with E511. */
+  async getLineage(artifactId: string): Promise<ArtifactLineage> {
+    const artifact = await this.getArtifact(artifactId);
+    const { catalog } = await this.#open();
+    const edges = await catalog.select<{ artifactId: string; inputArtifactId: string }>(
+      `WITH RECURSIVE above AS (
+         SELECT artifact_id, input_artifact_id FROM catalog.lineage_f WHERE artifact_id = $id
+         UNION SELECT l.artifact_id, l.input_artifact_id
+         FROM catalog.lineage_f l JOIN above a ON l.artifact_id = a.input_artifact_id)
+       SELECT artifact_id AS "artifactId", input_artifact_id AS "inputArtifactId" FROM above`,
+      { id: artifactId },
+    );
+    const ancestors = await this.#byId(edges.map((edge) => edge.inputArtifactId));
+    const direct = new Set(edges.filter((edge) => edge.artifactId === artifactId).map((edge) => edge.inputArtifactId));
+    return { artifact, inputs: ancestors.filter((one) => direct.has(one.artifactId)), ancestors, edges };
+  }
+
+  /** Everything that was made from the artifact, directly or not. */
+  async getDownstream(artifactId: string): Promise<Artifact[]> {
+    const { catalog } = await this.#open();
+    const found = await catalog.select<{ id: string }>(
+      `WITH RECURSIVE below AS (
+         SELECT artifact_id FROM catalog.lineage_f WHERE input_artifact_id = $id
+         UNION SELECT l.artifact_id
+         FROM catalog.lineage_f l JOIN below b ON l.input_artifact_id = b.artifact_id)
+       SELECT artifact_id AS id FROM below`,
+      { id: artifactId },
+    );
+    return this.#byId(found.map((row) => row.id));
+  }
+
+  /** Publish a table and wait until it is committed. Rejects as `submitArtifact` and `Job.done` do. */
+  async publishDataFrame(request: PublishRequest, options: WaitOptions = {}): Promise<PublishResult> {
+    const { dataFrame } = request;
+    if (typeof dataFrame !== "string" || !/\.csv(\.gz)?$/i.test(dataFrame)) return this.#publish(request, dataFrame, options);
+    const folder = await mkdtemp(join(tmpdir(), "artifact-bus-"));
+    try {
+      const path = join(folder, "table.parquet");
+      await csvToParquet(dataFrame, path, sqlTypes(request.columns ?? {}));
+      return await this.#publish(request, path, options);
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
+  }
+
+  async #publish(request: PublishRequest, data: readonly Row[] | string, options: WaitOptions): Promise<PublishResult> {
+    const { lake } = await this.#open();
+    const columns = request.columns === undefined ? {} : { columns: request.columns };
+    const submission: Submission = {
+      ...this.#reach(lake),
+      runId: this.#runId,
+      producer: request.writerName,
+      kind: request.artifactType,
+      schemaVersion: request.schemaVersion,
+      logicalKey: request.logicalKey,
+      inputs: request.inputArtifactIds ?? [],
+      tags: request.tags ?? {},
+      meta: request.params === undefined ? {} : { params: request.params },
+      provenance: {
+        writer_name: request.writerName,
+        writer_version: request.writerVersion,
+        git_commit: request.gitCommit,
+        git_dirty: request.gitDirty,
+      },
+      ...(typeof data === "string" ? { parquetPath: data } : { rows: data, ...columns }),
+    };
+    const receipt = await (await submitArtifact(submission)).done(this.#waiting(options));
+    await this.#visible(receipt.seq);
+    const [made] = receipt.artifacts;
+    if (made === undefined) throw new BusError(problem("E505", receipt.job_id, "a receipt without an artifact"));
+    const mode = made.mode as NonNullable<PublishResult["mode"]> | undefined;
+    if (made.deduped) {
+      return { deduped: true, ...(mode !== undefined && { mode }), existingArtifactId: made.artifact_id };
+    }
+    const sidecar = await readSidecar(lake.sidecar(made.artifact_id));
+    return { deduped: false, artifactId: made.artifact_id, ...(sidecar !== undefined && { sidecar }) };
+  }
+
+  /** The new artifact replaces the old one; both stay readable. Resolves when that is committed. */
+  async supersede(newArtifactId: string, oldArtifactId: string, options: WaitOptions = {}): Promise<void> {
+    const { lake } = await this.#open();
+    const { artifactType: kind } = await this.getArtifact(oldArtifactId);
+    const producer = "artifact-store-client";
+    const head = {
+      version: 1 as const,
+      job_id: newJobId(producer, kind),
+      run_id: this.#runId,
+      producer,
+      kind,
+      created_at_utc: new Date().toISOString(),
+      mutations: [{ op: "supersede" as const, target: oldArtifactId, by: newArtifactId }],
+    };
+    const receipt = await (await submitJob([], head, this.#reach(lake))).done(this.#waiting(options));
+    await this.#visible(receipt.seq);
+  }
+
+  /** Let DuckDB go. The client opens it again when it is used again. */
+  async close(): Promise<void> {
+    await (await this.#opened)?.catalog.close();
+  }
+
+  #open() {
+    this.#opened ??= findLake(this.options.lake).then((lake) => ({ lake, catalog: new Catalog(lake), journal: new Journal(lake) }));
+    return this.#opened;
+  }
+
+  /** What this client has done, its later queries see. */
+  async #visible(seq: number): Promise<void> {
+    (await this.#open()).catalog.wantSeq(seq);
+  }
+
+  #reach(lake: Lake) {
+    const { lake: _, timeoutMs: __, ...redis } = this.options;
+    return { ...redis, lake: lake.root };
+  }
+
+  #waiting(options: WaitOptions): WaitOptions {
+    return { timeoutMs: this.options.timeoutMs ?? 60_000, ...options };
+  }
+
+  #byId(ids: readonly string[]): Promise<Artifact[]> {
+    return this.#artifacts("artifact_id IN (SELECT unnest(from_json($ids, '[\"VARCHAR\"]')))", { ids: JSON.stringify(ids) }, ids.length);
+  }
+
+  async #artifacts(condition: string, values: Record<string, string | number>, limit: number): Promise<Artifact[]> {
+    const { catalog, journal } = await this.#open();
+    const rows = await catalog.select<Found>(`${SELECT_ARTIFACTS} WHERE ${condition} ${NEWEST_FIRST} LIMIT ${Math.trunc(limit)}`, values);
+    return Promise.all(rows.map((row) => asArtifact(row, journal)));
+  }
+}
+
+/** A row of SELECT_ARTIFACTS. */
+interface Found {
+  artifact_id: string;
+  kind: string;
+  schema_version: number;
+  status: ArtifactStatus;
+  canonical_path: string;
+  file_hash: string;
+  content_hash: string;
+  rows: bigint;
+  created_us: bigint;
+  seq: bigint;
+  run_id: string;
+  producer: string;
+  name: string;
+}
+
+// An artifact is listed once, as its first run delivered it.
+const SELECT_ARTIFACTS = `
+  SELECT artifact_id, kind, schema_version, status, canonical_path, file_hash, content_hash, rows,
+         epoch_us(ingested_at) AS created_us, seq, run_id, producer, name
+  FROM (
+    SELECT *, CASE
+      WHEN artifact_id IN (SELECT artifact_id FROM catalog.tombstones_f) THEN 'tombstoned'
+      WHEN artifact_id IN (SELECT artifact_id FROM catalog.damaged_v) THEN 'damaged'
+      WHEN artifact_id IN (SELECT supersedes_artifact_id FROM catalog.supersedes_f) THEN 'superseded'
+      ELSE 'active' END AS status
+    FROM catalog.artifacts_f)`;
+const NEWEST_FIRST = `
+  QUALIFY row_number() OVER (PARTITION BY artifact_id ORDER BY seq, artifact_key) = 1
+  ORDER BY seq DESC, name, artifact_id`;
+
+const NAMESPACE = "6f1f1a0e6b8b5d0c9a520d6b6a7c3c11";
+
+/**
+ * The catalog names no logical keys, but an id is the UUIDv5 of [kind, version, logical key, content
+ * hash]: so it can be asked of every artifact whether it has this one. (Two nibbles of a UUID are its
+ * version and variant.)
+ */
+const HAS_LOGICAL_KEY = (key: string) => `(
+  SELECT h[1:12] = u[1:12] AND h[14:16] = u[14:16] AND h[18:32] = u[18:32]
+  FROM (SELECT replace(artifact_id, '-', '') AS u, sha1(unhex('${NAMESPACE}') || encode(
+    '["' || kind || '",' || schema_version || ',' || ${key} || ',"' || content_hash || '"]')) AS h))`;
+
+async function asArtifact(row: Found, journal: Journal): Promise<Artifact> {
+  const { artifact_id: artifactId, canonical_path: pathParquet } = row;
+  const facts = await journal.facts(Number(row.seq), artifactId);
+  return {
+    artifactId,
+    artifactType: row.kind,
+    schemaVersion: row.schema_version,
+    logicalKey: facts.logical_key,
+    status: row.status,
+    pathParquet,
+    pathSidecar: join(dirname(pathParquet), "..", "..", "sidecars", `${artifactId}.json`),
+    fileHash: row.file_hash,
+    contentHash: row.content_hash,
+    rowCount: Number(row.rows),
+    ...(facts.min_ts !== undefined && { minTs: facts.min_ts }),
+    ...(facts.max_ts !== undefined && { maxTs: facts.max_ts }),
+    createdAt: new Date(Number(row.created_us / 1000n)).toISOString(),
+    runId: row.run_id,
+    producer: row.producer,
+    name: row.name,
+  };
+}
+
+interface Facts {
+  artifact_id: string;
+  logical_key: string;
+  min_ts?: string;
+  max_ts?: string;
+}
+
+const RECORDS_KEPT = 64;
+
+/** What the journal says of artifacts and the catalog leaves out. Records never change. */
+class Journal {
+  #records = new Map<number, Promise<Map<string, Facts>>>();
+
+  constructor(private readonly lake: Lake) {}
+
+  async facts(seq: number, artifactId: string): Promise<Facts> {
+    let record = this.#records.get(seq);
+    if (record === undefined) {
+      record = this.#read(seq);
+      this.#records.set(seq, record);
+      record.catch(() => this.#records.delete(seq));
+      for (const oldest of this.#records.keys()) {
+        if (this.#records.size <= RECORDS_KEPT) break;
+        this.#records.delete(oldest);
+      }
+    }
+    const found = (await record).get(artifactId);
+    if (found === undefined) throw new BusError(problem("E315", this.lake.record(seq), `no artifact ${artifactId} in it`));
+    return found;
+  }
+
+  async #read(seq: number): Promise<Map<string, Facts>> {
+    const record = JSON.parse(await readFile(this.lake.record(seq), "utf8")) as { jobs: { artifacts?: Facts[] }[] };
+    const facts = record.jobs.flatMap((job) => job.artifacts ?? []);
+    return new Map(facts.map(({ artifact_id, logical_key, min_ts, max_ts }) => [
+      artifact_id,
+      { artifact_id, logical_key, ...(min_ts !== undefined && { min_ts }), ...(max_ts !== undefined && { max_ts }) },
+    ]));
+  }
+}
+
+const SIDECAR_WITHIN_MS = 5000;
+
+/** Sidecars are views: they come a moment after the receipt. */
+async function readSidecar(path: string): Promise<Record<string, unknown> | undefined> {
+  for (const deadline = performance.now() + SIDECAR_WITHIN_MS; ; await sleep(20)) {
+    try {
+      return JSON.parse(await readFile(path, "utf8")) as Record<string, unknown>;
+    } catch (error) {
+      if (!isSystem(error, "ENOENT") && !(error instanceof SyntaxError)) throw error;
+      if (performance.now() > deadline) return undefined;
+    }
+  }
+}
+
+const SQL_TYPES: Readonly<Record<string, string>> = {
+  bool: "BOOLEAN",
+  int32: "INTEGER",
+  int64: "BIGINT",
+  float32: "FLOAT",
+  float64: "DOUBLE",
+  string: "VARCHAR",
+  binary: "BLOB",
+  date: "DATE",
+};
+
+function sqlTypes(columns: Columns): Record<string, string> {
+  const sql = (type: string) => SQL_TYPES[type] ?? (type.endsWith(", UTC]") ? "TIMESTAMPTZ" : "TIMESTAMP");
+  return Object.fromEntries(Object.entries(columns).map(([name, type]) => [name, sql(type)]));
+}
