@@ -413,7 +413,7 @@ def links(lake: Lake, live: Manifest, *, whole: bool) -> Iterator[Finding]:
 
 
 _ACTIVE = """
-SELECT artifact_type, schema_version, artifact_id, file_hash FROM artifacts WHERE status = 'active'
+SELECT artifact_type, schema_version, artifact_id, file_hash FROM linked
 """
 #: Artifacts that began, ended, or changed their status after a commit.
 _CHANGING = """

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 @cache
@@ -368,6 +368,7 @@ class _Applier:
             artifact.max_ts,
             artifact.columns,
             self._at,
+            int(artifact.duckdb_readable),
             self._seq,
             None,
         )

@@ -18,7 +18,7 @@ CREATE TABLE artifact_facts(
   schema_version INTEGER NOT NULL, logical_key TEXT NOT NULL, file_hash TEXT NOT NULL,
   content_hash TEXT NOT NULL, row_count INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
   min_ts TEXT, max_ts TEXT, columns_json TEXT NOT NULL, created_at TEXT NOT NULL,
-  added_seq INTEGER NOT NULL, ended_seq INTEGER);
+  duckdb_readable INTEGER NOT NULL, added_seq INTEGER NOT NULL, ended_seq INTEGER);
 CREATE INDEX artifact_facts_id ON artifact_facts(artifact_id);
 
 -- Statistics of each column of each artifact, as validators read them: a JSON text, because a row
@@ -111,6 +111,12 @@ CREATE VIEW objects AS
 SELECT file_hash, max(size_bytes) AS size_bytes, min(added_seq) AS added_seq
 FROM artifact_facts WHERE ended_seq IS NULL GROUP BY file_hash;
 
+-- What `artifacts/`, and so canon.<kind>, shows: active artifacts that DuckDB can read.
+CREATE VIEW linked AS
+SELECT artifact_type, schema_version, artifact_id, file_hash FROM artifacts
+WHERE status = 'active' AND artifact_id NOT IN (
+  SELECT artifact_id FROM artifact_facts WHERE duckdb_readable = 0 AND ended_seq IS NULL);
+
 -- What stands on damaged objects.
 CREATE VIEW damaged AS
 SELECT a.artifact_id, a.artifact_type, a.logical_key, d.file_hash, d.found, d.added_seq
@@ -147,6 +153,8 @@ CREATE INDEX IF NOT EXISTS idx_artifacts_content_hash ON artifact_facts(content_
 CREATE INDEX IF NOT EXISTS idx_artifacts_type_key_content
   ON artifact_facts(artifact_type, schema_version, logical_key, content_hash);
 CREATE INDEX IF NOT EXISTS artifact_facts_created ON artifact_facts(created_at);
+CREATE INDEX IF NOT EXISTS artifact_facts_unreadable
+  ON artifact_facts(artifact_id) WHERE duckdb_readable = 0;
 CREATE INDEX IF NOT EXISTS artifact_facts_file ON artifact_facts(file_hash);
 CREATE INDEX IF NOT EXISTS runs_last_seq ON runs(last_seq);
 CREATE INDEX IF NOT EXISTS run_artifacts_run ON run_artifacts(run_id, name);
@@ -222,7 +230,8 @@ SELECT file_hash FROM damage_facts WHERE ended_seq = ?;
 -- name: places_of_object
 -- Artifacts in good standing, and deliveries of runs, that show this object.
 SELECT 'artifact', artifact_type, schema_version, artifact_id FROM artifacts
-WHERE file_hash = ?1 AND status IN ('active', 'damaged')
+WHERE file_hash = ?1 AND status IN ('active', 'damaged') AND artifact_id NOT IN (
+  SELECT artifact_id FROM artifact_facts WHERE duckdb_readable = 0 AND ended_seq IS NULL)
 UNION ALL
 SELECT 'run', run_id, name, NULL FROM run_artifacts u
 WHERE artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE file_hash = ?1 AND ended_seq IS NULL)

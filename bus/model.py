@@ -367,6 +367,10 @@ class ProblemDoc(Document):
     hint: str
 
 
+#: How the warning begins of an artifact that DuckDB cannot read: its views leave it out.
+DUCKDB_UNREADABLE = "duckdb_unreadable"
+
+
 class ArtifactFacts(Document):
     """What a validator found out about one accepted table.
 
@@ -479,6 +483,11 @@ class ArtifactRecord(Document):
     def sha256(self) -> str:
         """The object's name: the file hash without its prefix."""
         return self.file_hash.removeprefix("sha256:")
+
+    @property
+    def duckdb_readable(self) -> bool:
+        """Whether views that DuckDB makes may show it."""
+        return not any(text.startswith(DUCKDB_UNREADABLE) for text in self.warnings)
 
 
 class JobRecord(Document):

@@ -20,16 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import pyarrow as pa
-
 from bus import disk
 from bus.attempt import AttemptEndedError, Limits, run_limited
 from bus.errors import MAX_PROBLEMS, Code, Problem, Rejected, problem
 from bus.hashing import OutOfOrder, file_hash
 from bus.lake import MANIFEST
-from bus.model import ArtifactFacts, ProblemDoc, Verdict, iso, utc_now
+from bus.model import DUCKDB_UNREADABLE, ArtifactFacts, ProblemDoc, Verdict, iso, utc_now
 from bus.objects import JudgedFile
-from bus.parquet import Limits as ParquetLimits, open_parquet
+from bus.parquet import Limits as ParquetLimits, is_odd, open_parquet
 from bus.readiness import lacks_its_end, quiet_for_s
 from bus.remarks import redacted, warnings_of
 from bus.submission import (
@@ -240,6 +238,7 @@ class _Court:
         self._problems: list[Problem] = []
         self._facts: list[ArtifactFacts] = []
         self._files: list[JudgedFile] = []
+        self._unreadable: dict[str, str] = {}
         self._declared_bytes = 0
         self._directory_fd = _open_directory(directory)
 
@@ -302,7 +301,10 @@ class _Court:
             return
         if len(self._problems) == before:
             self._files.append(file)
-            self._facts.append(_facts(manifest, entry, spec, file, table))
+            facts = _facts(manifest, entry, spec, file, table)
+            if unreadable := self._unreadable.get(entry.relpath):
+                facts.warnings.append(unreadable)
+            self._facts.append(facts)
 
     def _contract_problems(
         self, kind: str, spec: Spec | None, index: int, entry: ArtifactEntry
@@ -395,6 +397,8 @@ class _Court:
         self._problems += _claim_problems(entry, seen.st_size, sha256)
         table = self._table(source, where, spec)
         self._problems += table.problems
+        if self._child is not None and not table.problems:
+            self._note_duckdb(fd, source, entry, self._child)
         if entry.rows is not None and entry.rows != table.rows:
             message = f"the manifest says {entry.rows:,} rows, the file has {table.rows:,}"
             self._problems.append(problem(Code.E305, where, message))
@@ -429,13 +433,25 @@ class _Court:
             table.content_hash = _sorted_hash(source, table_pass.plan, self._child)
         return table
 
+    def _note_duckdb(
+        self, fd: int, source: ParquetSource, entry: ArtifactEntry, child: _Child
+    ) -> None:
+        """Note what only pyarrow can read: DuckDB's views must leave it out."""
+        from bus import second_reader  # noqa: PLC0415 - imports DuckDB: only ever in a child
+
+        if not is_odd(source):
+            return
+        fault = second_reader.duckdb_fault(fd, child.sort_dir, child.sort_memory_bytes)
+        if fault is not None:
+            self._unreadable[entry.relpath] = f"{DUCKDB_UNREADABLE}: {fault}"
+
     def _is_light(self, source: ParquetSource) -> bool:
         """Whether the pool's process may read it: small, flat, narrow, as are those before it."""
         return (
             source.declared_bytes <= _LIGHT_FILE_BYTES
             and self._declared_bytes <= _LIGHT_JOB_BYTES
             and len(source.schema) <= _LIGHT_COLUMNS
-            and not any(pa.types.is_nested(column.type) for column in source.schema)
+            and not is_odd(source)
         )
 
 

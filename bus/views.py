@@ -45,7 +45,7 @@ def link_artifacts(lake: Lake, record: CommitRecord, there: Listing | None = Non
         if job.outcome is not Outcome.COMMITTED:
             continue
         for artifact in job.artifacts:
-            if artifact.decision == "deduped":
+            if artifact.decision == "deduped" or not artifact.duckdb_readable:
                 continue
             if there is not None and artifact.decision == "created":
                 place = (artifact.kind, artifact.schema_version, artifact.artifact_id)
@@ -207,7 +207,7 @@ def prune_artifacts(lake: Lake, manifest: Manifest) -> int:
     """
     owned: Listing = {}
     for kind, version, artifact_id in manifest.rows(
-        "SELECT artifact_type, schema_version, artifact_id FROM artifacts WHERE status = 'active'"
+        "SELECT artifact_type, schema_version, artifact_id FROM linked"
     ):
         directory, name = lake.artifact_place(kind, version, artifact_id)
         owned.setdefault(directory, set()).add(name)
@@ -230,8 +230,7 @@ def link_missing(lake: Lake, manifest: Manifest) -> int:
     there = listing(lake)
     made = 0
     for kind, version, artifact_id, file_hash_text in manifest.rows(
-        "SELECT artifact_type, schema_version, artifact_id, file_hash FROM artifacts "
-        "WHERE status = 'active'"
+        "SELECT artifact_type, schema_version, artifact_id, file_hash FROM linked"
     ):
         directory, name = lake.artifact_place(kind, version, artifact_id)
         if name not in there.get(directory, ()):

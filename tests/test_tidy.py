@@ -35,7 +35,7 @@ LAYERS = (
     *("columns", "rules", "hashing", "parquet", "column_stats", "contract", "kinds", "specs"),
     # a job, from the inbox to its verdict
     *("attempt", "submission", "remarks", "provenance", "frames", "staging", "objects", "claims", "readiness"),
-    *("table", "validation", "intake"),
+    *("table", "second_reader", "validation", "intake"),
     # commits, and what is made of them
     *("journal", "manifest", "decisions", "views", "standing", "answers"),
     *("sqltypes", "canon", "feed", "snapshot", "catalog", "exports", "writer"),
@@ -61,7 +61,7 @@ LAYERS = (
 #: Third-party packages (and sqlite3) and the only layers that may import them.
 CONFINED = {
     "sqlite3": {"manifest"},
-    "duckdb": {"snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"},
+    "duckdb": {"second_reader", "snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"},
     "celery": {"app", "tasks"},
     "kombu": {"app", "broker", "tasks"},  # broker: the guarded transport is a kombu transport
     "redis": {"broker", "health"},

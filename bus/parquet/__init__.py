@@ -10,6 +10,6 @@ and then two files with the same columns would hold different values. See `foote
 """
 
 from bus.parquet.footer import Limits
-from bus.parquet.source import ParquetSource, open_parquet
+from bus.parquet.source import ParquetSource, is_odd, open_parquet
 
-__all__ = ["Limits", "ParquetSource", "open_parquet"]
+__all__ = ["Limits", "ParquetSource", "is_odd", "open_parquet"]

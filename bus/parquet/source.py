@@ -122,6 +122,7 @@ class ParquetSource:
     """A foreign Parquet file whose metadata is in order.
 
     schema             the Arrow schema of its Parquet columns
+    metadata           the footer
     num_rows_declared  what the footer says
     declared_bytes     what the footer claims that the table decodes to, at least
     rows_read          rows of the last pass so far
@@ -138,6 +139,7 @@ class ParquetSource:
         where: str,
     ) -> None:
         self.schema = schema
+        self.metadata: pq.FileMetaData = file.metadata
         self.num_rows_declared: int = file.metadata.num_rows
         self.declared_bytes = sum(claim.bytes for claim in claims)
         self.rows_read = 0
@@ -288,3 +290,20 @@ def _too_greedy(error: MemoryError, where: str) -> Problem | None:
         return None
     message = f"one column of {BATCH_ROWS:,} rows or less asks for {int(asked[1]):,} bytes at once"
     return problem(Code.E310, where, message)
+
+
+def is_odd(source: ParquetSource) -> bool:
+    """Whether a file is of the sort that readers disagree about."""
+    if any(pa.types.is_nested(column.type) for column in source.schema):
+        return True
+    metadata = source.metadata
+    fixed = [
+        number
+        for number in range(metadata.num_columns)
+        if metadata.schema.column(number).physical_type == "FIXED_LEN_BYTE_ARRAY"
+    ]
+    return any(
+        "BYTE_STREAM_SPLIT" in metadata.row_group(group).column(number).encodings
+        for number in fixed
+        for group in range(metadata.num_row_groups)
+    )

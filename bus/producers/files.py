@@ -49,6 +49,6 @@ def submit_files(
     """
     with bus.job(**job) as draft:
         for file in files:
-            own = {"logical_key": file.logical_key, "rows": file.rows}
+            own: dict[str, Any] = {"logical_key": file.logical_key, "rows": file.rows}
             draft.add(file.path, name=file.name, **own, **shared)
     return draft.job
