@@ -59,6 +59,8 @@ DUE_MAX = 1000
 STALE_STAGING_S = 24 * 3600.0
 #: A job whose predecessor of the same id waits for the writer is looked at again after this.
 _PREDECESSOR_S = 1.0
+#: A heavy job for which no child may be started now is looked at again after this.
+_SLOT_S = 0.5
 #: After a fault of ours (a full disk) a job rests this long.
 _FAULT_S = 5.0
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
@@ -257,7 +259,11 @@ class _Drain:
         )
 
     def _heavy_job(self, name: str) -> None:
-        with self._alone(name):
+        """In a child, unless as many are at work as may be: one worker is left for the light ones."""
+        with self._slot() as slot, self._alone(name):
+            if slot is None:
+                self._later(name, _SLOT_S)
+                return
             claim = self._claim(name)
             if claim is None:
                 return
@@ -266,6 +272,19 @@ class _Drain:
                     self._conclude([(claim, self._judge_in_child(claim))])
             finally:
                 self._put_down([claim])
+
+    @contextmanager
+    def _slot(self) -> Iterator[disk.Lock | None]:
+        """The right to have a child; None when others have them all."""
+        for number in range(max(1, self._settings.workers - 1)):
+            slot = disk.Lock.try_acquire(self._lake.heavy_slot(number))
+            if slot is not None:
+                try:
+                    yield slot
+                finally:
+                    slot.release()
+                return
+        yield None
 
     def _judge_in_child(self, claim: Claim) -> Judgement:
         if (judgement := self._earlier_verdict(claim)) is not None:

@@ -371,6 +371,10 @@ class Lake:
         """Holds the hash of the object that the last sampled verification ended with."""
         return self.run / "verify.cursor"
 
+    def heavy_slot(self, number: int) -> Path:
+        """Held while a validator's child is at work: there are fewer than there are workers."""
+        return self.run / f"heavy-{number}.lock"
+
     @property
     def boot_mark(self) -> Path:
         """Since which start of the machine links and trees are known to be whole."""

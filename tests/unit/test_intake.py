@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from bus import disk, validation
@@ -24,6 +25,7 @@ from bus.specs import Registry
 from bus.staging import Staging
 from tests.forks import exit_code_of
 from tests.jobs import codes, commit, manifest_of, new_lake, put_job, small_table, verdict_of
+from tests.pipeline import Pipeline, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -502,3 +504,18 @@ os.kill(os.getpid(), 9)
     assert due(lake).ingest == ["job"]
 
     assert intake.drain().judged == ["job"]
+
+
+def test_heavy_jobs_leave_a_worker_to_the_light_ones(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path / "lake", workers=3)
+    nested = pa.table({"x": [[1], [2, 3]]})
+    taken = [disk.Lock.try_acquire(pipe.lake.heavy_slot(number)) for number in range(2)]
+    pipe.stage("heavy", nested)
+    pipe.stage("light", table(1))
+    result = Intake(pipe.lake, pipe.settings, pipe.registry).drain()
+    assert result.judged == ["light"]
+    assert result.later.keys() == {"heavy"}
+    (first, _) = taken
+    assert first is not None
+    first.release()
+    assert Intake(pipe.lake, pipe.settings, pipe.registry).drain().judged == ["heavy"]
