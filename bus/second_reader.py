@@ -1,7 +1,6 @@
 """Whether DuckDB, which reads `canon.*` for everybody, can read a file that pyarrow can.
 
-Most files need no asking. Those with nested columns, or encodings that DuckDB lacks, are read once by
-both; one that only pyarrow reads is stored all the same, and left out of the views that DuckDB makes.
+Most files need no asking. Those with nested columns, or columns of fixed-width bytes, are read by both; one that only pyarrow reads is stored all the same, and left out of the views that DuckDB makes.
 Only ever in a validator's child: this starts a DuckDB, and a file may be made to harm it.
 """
 

@@ -34,7 +34,17 @@ LAYERS = (
     # tables and what they must look like
     *("columns", "rules", "hashing", "parquet", "column_stats", "contract", "kinds", "specs"),
     # a job, from the inbox to its verdict
-    *("attempt", "submission", "remarks", "provenance", "frames", "staging", "objects", "claims", "readiness"),
+    *(
+        "attempt",
+        "submission",
+        "remarks",
+        "provenance",
+        "frames",
+        "staging",
+        "objects",
+        "claims",
+        "readiness",
+    ),
     *("table", "second_reader", "validation", "intake"),
     # commits, and what is made of them
     *("journal", "manifest", "decisions", "views", "standing", "answers"),

@@ -44,7 +44,7 @@ def metrics(*, everywhere: Everywhere = HERE) -> Reply:
     For example:
 
         bus metrics
-        bus metrics > /var/lib/node_exporter/artifact_bus.prom
+        bus metrics --lake /data/lake
     """
     from bus import health
 

@@ -175,7 +175,7 @@ def test_after_any_power_cut_nothing_is_lost_or_doubled_or_altered(
     chance = campaign.chance
     seen: set[bytes] = set()
     again = 0
-    while len(seen) < campaign.size(short=35, long=LONG[name]):
+    while len(seen) < campaign.size(short=12, long=LONG[name]):
         cut = chance.choice(told.story.cuts)
         found = told.device.moment(cut.time).state(chance.choice(STRATEGIES), chance)
         if (digest := found.digest()) in seen:

@@ -207,7 +207,7 @@ def test_whoever_dies_between_the_commit_and_the_quarantine_is_followed_by_one_w
 @pytest.mark.slow
 def test_every_single_flipped_bit_is_found_and_named(pipe: Pipeline, campaign: Campaign) -> None:
     files = [*pipe.lake.all_objects(), *sorted(pipe.lake.journal.glob("*.json"))]
-    flips = campaign.size(short=24, long=3000)
+    flips = campaign.size(short=6, long=3000)
     for _ in range(flips):
         path = campaign.chance.choice(files)
         bit = campaign.chance.randrange(8 * path.stat().st_size)

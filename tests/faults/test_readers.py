@@ -100,7 +100,7 @@ def ingest_many(pipe: Pipeline, jobs: int, campaign: Campaign) -> None:
 def test_readers_meet_no_error_no_torn_read_and_no_step_back(
     pipe: Pipeline, campaign: Campaign
 ) -> None:
-    jobs, readers = campaign.size(short=150, long=10_000), campaign.size(short=6, long=50)
+    jobs, readers = campaign.size(short=60, long=10_000), campaign.size(short=6, long=50)
     with watched(pipe, readers):
         ingest_many(pipe, jobs, campaign)
 

@@ -229,7 +229,7 @@ def take_over(chain: Chain, old: WriterProcess, campaign: Campaign) -> WriterPro
 def test_take_over_again_and_again_without_a_stale_commit(
     campaign: Campaign, tmp_path: Path, chains: list[Chain]
 ) -> None:
-    cycles, lakes = campaign.size(short=24, long=1_000), 0
+    cycles, lakes = campaign.size(short=12, long=1_000), 0
     ends: Counter[str] = Counter()
     done = 0
     while done < cycles:

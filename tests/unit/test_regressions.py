@@ -363,13 +363,13 @@ def test_r10_parquet_is_written_in_batches_and_nothing_is_installed(
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     written: list[int] = []
-    real = pq.ParquetWriter.write_batch
+    real = pq.ParquetWriter.write_table
 
-    def counted(self: Any, batch: pa.RecordBatch, *rest: Any, **named: Any) -> None:
-        written.append(batch.num_rows)
-        real(self, batch, *rest, **named)
+    def counted(self: Any, rows: pa.Table, *rest: Any, **named: Any) -> None:
+        written.append(rows.num_rows)
+        real(self, rows, *rest, **named)
 
-    monkeypatch.setattr(pq.ParquetWriter, "write_batch", counted)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", counted)
     rows = 300_000
     pipe = Pipeline(tmp_path / "lake", exports={"all": {"sql": "SELECT * FROM canon.signals"}})
     pipe.stage("j", pa.table({"x": range(rows)}))

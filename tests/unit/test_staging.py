@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bus.errors import JobConflict, Refused
+from bus.frames import ParquetOptions
 from bus.lake import COMMIT, MANIFEST, Lake
 from bus.model import CommitMarker, JobManifest, JobState
-from bus.frames import ParquetOptions
 from bus.staging import StagedJob, Staging, new_job_id
 
 if TYPE_CHECKING:
