@@ -1,8 +1,8 @@
 """The pump: from the list that everybody may push to, into Celery; and the sweep.
 
 Foreign producers LPUSH ``{"job_id": "…"}`` or a bare id to `bus:notify`. They never touch Celery's
-own lists: one malformed entry there ends a worker (measured). Here a malformed entry is counted,
-logged and kept for a look.
+own lists, where stock workers end at a malformed entry (ours lay it aside: `broker/guard.py`). Here
+one is counted, logged and kept for a look.
 
 The same process sweeps: every few seconds it looks for jobs whose bell was lost, wherever it was
 lost, and rings for them. Nothing else needs to be reliable.

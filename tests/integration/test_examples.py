@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.waiting import wait_until
+
 if TYPE_CHECKING:
     from bus.client import Bus
 
@@ -32,7 +34,8 @@ def test_producers_in_python_and_in_shell_meet_in_one_query(live_bus: Bus, tmp_p
     job_id = run("sh", EXAMPLES / "producer.sh", live_bus.lake.root, own)
     assert live_bus.wait(job_id, 60).artifacts[0].rows == 2
     both = "SELECT producer, rows FROM catalog.artifacts_f WHERE kind = 'example_candles' ORDER BY 1"
-    assert live_bus.query(both) == [
+    expected = [
         {"producer": "python-example", "rows": 60},
         {"producer": "shell-example", "rows": 2},
     ]
+    wait_until(lambda: live_bus.query(both) == expected)
