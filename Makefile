@@ -112,5 +112,6 @@ lock-node:  ## write package-lock.json: the same for the TypeScript package
 clean:  ## remove what make created; never ./data, which is your lake
 	rm -rf $(VENV) $(VENV)-oldest .venv-lock demo-lake .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	rm -rf $(NODE)/node_modules $(NODE)/dist
+	rm -rf $(NODE)/node_modules $(NODE)/dist soak-*
 	rm -f benchmarks/latest.json
 	find bus tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
