@@ -33,7 +33,9 @@ def test_producers_in_python_and_in_shell_meet_in_one_query(live_bus: Bus, tmp_p
     pq.write_table(pa.table({"ts": [1, 2], "close": [3.0, 4.0]}), own)
     job_id = run("sh", EXAMPLES / "producer.sh", live_bus.lake.root, own)
     assert live_bus.wait(job_id, 60).artifacts[0].rows == 2
-    both = "SELECT producer, rows FROM catalog.artifacts_f WHERE kind = 'example_candles' ORDER BY 1"
+    both = (
+        "SELECT producer, rows FROM catalog.artifacts_f WHERE kind = 'example_candles' ORDER BY 1"
+    )
     expected = [
         {"producer": "python-example", "rows": 60},
         {"producer": "shell-example", "rows": 2},
