@@ -204,7 +204,7 @@ def _note_file(
 def test_a_broken_file_is_refused_with_a_reason_or_holds_what_it_held(
     bench: Bench, campaign: Campaign
 ) -> None:
-    total = in_chunks(campaign, campaign.size(short=500, long=40_000), file_work(bench))
+    total = in_chunks(campaign, campaign.size(short=250, long=40_000), file_work(bench))
 
     campaign.record(
         mutants=total.tried,
@@ -307,7 +307,7 @@ def test_a_changed_manifest_is_refused_with_a_reason_or_still_says_what_the_file
     (tmp_path / "x").write_text("not theirs")
     before = _everything(tmp_path, but=bench.path)
 
-    total = in_chunks(campaign, campaign.size(short=200, long=15_000), manifest_work(bench))
+    total = in_chunks(campaign, campaign.size(short=100, long=15_000), manifest_work(bench))
 
     campaign.record(
         mutants=total.tried,
