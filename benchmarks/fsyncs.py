@@ -1,7 +1,7 @@
 """How often one job of one artifact waits for the disk: at most 12, beside the once-per-batch ones.
 
 Steps 1 to 10 run in this process, one job at a time, with `os.fsync` counted by what it syncs. The
-journal's two, and one of processed/, are paid once a batch; the snapshot's by whoever publishes.
+journal's two, and one each of ready/ and processed/, are paid once a batch; the snapshot's by whoever publishes.
 Where strace exists, a whole process is counted too, with what SQLite and DuckDB do in C.
 
 As a program: `python -m benchmarks.fsyncs LAKE FILE…` takes one job after the other through.
@@ -83,7 +83,9 @@ def _counted() -> Iterator[Counter[str]]:
 def _is_shared(lake: Lake, name: str) -> bool:
     shared = (lake.journal, lake.run, lake.catalog_db.parent, lake.exports, lake.manifest_db.parent)
     path = Path(name)
-    return path in {lake.processed, lake.rejected} or any(path.is_relative_to(d) for d in shared)
+    return path in {lake.ready, lake.processed, lake.rejected} or any(
+        path.is_relative_to(d) for d in shared
+    )
 
 
 def _traced(strace: str, lake: Lake, files: Sequence[Path]) -> float | None:
