@@ -6,6 +6,7 @@ crash, and comes out the same.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -14,8 +15,6 @@ from bus import disk
 from bus.model import Outcome, Receipt, ReceiptArtifact, RejectReason
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from bus.lake import Lake
     from bus.model import ArtifactRecord, CommitRecord, JobRecord
 
@@ -53,7 +52,7 @@ def _receipt_artifact(lake: Lake, artifact: ArtifactRecord) -> ReceiptArtifact:
         file_hash=artifact.file_hash,
         content_hash=artifact.content_hash,
         rows=artifact.rows,
-        path=lake.public(lake.object_path(artifact.sha256)),
+        path=lake.public(lake.object_place(artifact.sha256)),
         warnings=artifact.warnings,
     )
 
@@ -90,26 +89,27 @@ def event(job: JobRecord, record: CommitRecord) -> dict[str, Any]:
     }
 
 
-def clear_file(path: Path, *, rejected: bool) -> None:
+def clear_file(place: str, *, rejected: bool) -> None:
     """One file of an answered job: removed, or parted from the object that it shares bytes with.
 
     The job is decided. A directory that its producer made read-only must not keep anybody's answer
     back: where nothing helps, the file stays, and the log says so.
     """
+    clear = _part if rejected else disk.remove
     try:
-        _clear_file(path, rejected=rejected)
+        clear(place)
     except PermissionError:
         try:
-            disk.open_up(path.parent)
-            _clear_file(path, rejected=rejected)
+            disk.open_up(Path(place).parent)
+            clear(place)
         except OSError as error:
-            log.warning("file_kept", path=str(path), why=str(error))
+            log.warning("file_kept", path=place, why=str(error))
 
 
-def _clear_file(path: Path, *, rejected: bool) -> None:
-    if not rejected:
-        disk.remove(path)
-    elif path.exists() and path.stat().st_nlink > 1:
+def _part(place: str) -> None:
+    """From the object that it shares bytes with, if it does."""
+    path = Path(place)
+    if path.exists() and path.stat().st_nlink > 1:
         private = path.with_name(f".{path.name}.own")
         disk.copy_file(path, private)
         disk.publish_file(private, path)

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import duckdb
@@ -43,6 +44,8 @@ log = structlog.get_logger("bus.catalog")
 
 #: Files must open in DuckDB 1.5 (the newest Node client); 2.0 writes a newer format by default.
 STORAGE_VERSION = "v1.5.0"
+#: DuckDB's smallest: most tables are small, and every publication copies the whole file.
+_BLOCK_BYTES = 16_384
 _MEMORY_LIMIT = "1GB"
 #: More than this goes into the tables in bulk; less is kept as one fresh row.
 _FRESH_USES = 100
@@ -64,6 +67,18 @@ DIGESTED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Fresh:
+    """What the working copy keeps as fresh rows, and the last artifact_no that it knows.
+
+    Known here because asking DuckDB takes longer than adding one more.
+    """
+
+    rows: int = 0
+    characters: int = 0
+    artifact_no: int = 0
+
+
 class Catalog:
     """The working copy. One process has it open: the writer, under its lock."""
 
@@ -77,6 +92,7 @@ class Catalog:
         # what is there, whatever it is; we hold the lock and know all of the journal.
         self._published = (*_place(lake.catalog_db), -1)
         self._seen: canon.SeenColumns = {}
+        self._fresh = _Fresh()
         self.applied_seq = 0
 
     @classmethod
@@ -97,6 +113,7 @@ class Catalog:
             log.warning("catalog_unusable", reason=str(error)[:200])
         try:
             if usable:
+                catalog._fresh = _Fresh(*catalog._rows(statement("how_fresh"))[0])
                 catalog._load_columns()
                 catalog._show()
             else:
@@ -141,9 +158,12 @@ class Catalog:
             },
         )
         # Nothing is lost without a write-ahead log: what a crash forgets, the manifest still knows.
+        # Nor without syncs: the writer deletes a working copy that is older than the machine's boot.
+        if self._rows("SELECT 1 FROM duckdb_settings() WHERE name = 'fsync_mode'"):
+            self._run("SET fsync_mode = 'NONE'")
         self._run(
-            f"ATTACH {literal(str(path))} AS bus "
-            f"(STORAGE_VERSION '{STORAGE_VERSION}', RECOVERY_MODE no_wal_writes)"
+            f"ATTACH {literal(str(path))} AS bus (STORAGE_VERSION '{STORAGE_VERSION}', "
+            f"BLOCK_SIZE {_BLOCK_BYTES}, RECOVERY_MODE no_wal_writes)"
         )
         self._run("USE bus")
         self._run("SET TimeZone = 'UTC'")
@@ -162,6 +182,7 @@ class Catalog:
             self._run("INSERT INTO held.meta VALUES (0, ?, 0, ?)", [GENESIS, self._layout])
         self.applied_seq = 0
         self._seen = {}
+        self._fresh = _Fresh()
         self._show()
 
     def _follows(self, manifest: Manifest) -> bool:
@@ -231,16 +252,17 @@ class Catalog:
 
     def _keep_fresh(self, manifest: Manifest, low: int, high: int, sha256: str) -> bool:
         """Take a few new rows in as one fresh row; False where that is not enough."""
-        ((rows, characters, known),) = self._rows(statement("how_fresh"))
+        held = self._fresh
         span = {"low": low, "high": high, "size": _FRESH_USES}
-        many = rows >= _FRESH_ROWS or manifest.rows(statement("read_window"), span)
-        if many or self._changes_the_old(manifest, low, known):
+        many = held.rows >= _FRESH_ROWS or manifest.rows(statement("read_window"), span)
+        if many or self._changes_the_old(manifest, low, held.artifact_no):
             return False
         data = feed.fresh_json(manifest, low, high)
-        if characters + len(data) > _FRESH_CHARACTERS:
+        if held.characters + len(data) > _FRESH_CHARACTERS:
             return False
         last = feed.last_artifact_no(manifest)
         self._run("INSERT INTO held.fresh VALUES (?, ?, ?, ?)", [high, sha256, last, data])
+        self._fresh = _Fresh(held.rows + 1, held.characters + len(data), last)
         return True
 
     def _changes_the_old(self, manifest: Manifest, low: int, artifact_no: int) -> bool:
@@ -264,10 +286,12 @@ class Catalog:
             self._change_the_old(manifest, low, known)
             incoming = feed.arrow(feed.COLUMNS, columns)
             self._take_in(incoming, "INSERT INTO catalog.columns_d SELECT * FROM incoming")
+            last = feed.last_artifact_no(manifest)
             self._run(
                 "UPDATE held.meta SET applied_seq = ?, applied_sha256 = ?, artifact_no = ?",
-                [high, sha256, feed.last_artifact_no(manifest)],
+                [high, sha256, last],
             )
+        self._fresh = _Fresh(artifact_no=last)
         if columns:
             self._load_columns()
             self._show()

@@ -131,6 +131,12 @@ def sync_dir(path: Path | str) -> None:
         os.close(fd)
 
 
+def read(path: Path | str) -> bytes:
+    """All bytes of a small file."""
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
 def sha256_of(data: bytes) -> str:
     """Hex SHA-256 of bytes in memory."""
     return hashlib.sha256(data).hexdigest()

@@ -249,15 +249,14 @@ class Lake:
             if now_s - newest > older_than_s:
                 yield path
 
-    def free_name(self, state: JobState, job_id: str) -> Path:
-        """`<job>`, or `<job>~2`, `~3` … when earlier submissions of that id lie there."""
-        base = self.state_dir(state)
-        path = base / job_id
+    def free_place(self, state: JobState, job_id: str) -> str:
+        """`<job>`, or `<job>~2`, `~3` … when earlier submissions of that id lie there; as text."""
+        place = first = f"{self.bus}/{_STATE_DIRECTORIES[state]}/{job_id}"
         number = 2
-        while path.exists():
-            path = base / f"{job_id}~{number}"
+        while os.path.lexists(place):
+            place = f"{first}~{number}"
             number += 1
-        return path
+        return place
 
     def submissions(self, state: JobState, job_id: str) -> list[Path]:
         """Every directory of that id in `state`, oldest first: `<job>`, then `<job>~2` and so on."""

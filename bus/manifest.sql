@@ -237,6 +237,11 @@ SELECT 'run', run_id, name, NULL FROM run_artifacts u
 WHERE artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE file_hash = ?1 AND ended_seq IS NULL)
   AND use_no = (SELECT max(use_no) FROM run_artifacts n WHERE n.run_id = u.run_id AND n.name = u.name);
 
+-- name: linked_anew
+-- Artifacts whose links may still show the bytes that they stood on before they were revived.
+SELECT artifact_type, schema_version, artifact_id, file_hash FROM linked
+WHERE artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE ended_seq IS NOT NULL);
+
 -- name: artifacts_of_job
 -- What `job:<job_id>/<name>` means.
 SELECT artifact_id FROM run_artifacts WHERE job_id = ? AND name = ? ORDER BY use_no DESC LIMIT 1;

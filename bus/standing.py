@@ -8,7 +8,9 @@ links show them again. Every step may be repeated after a crash.
 
 from __future__ import annotations
 
+import os
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,7 +22,6 @@ from bus.model import MarkDamaged, Outcome, Restore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from bus.lake import Lake
     from bus.manifest import Manifest
@@ -36,7 +37,7 @@ class MissingObjectError(Exception):
 # ── before a commit ───────────────────────────────────────────────────────────────────────────
 
 
-def on_objects(lake: Lake, record: JobRecord, verdict: Verdict, directory: Path) -> JobRecord:
+def on_objects(lake: Lake, record: JobRecord, verdict: Verdict, directory: str) -> JobRecord:
     """The record, standing on objects that are there, and with nothing said that is not true.
 
     A missing object is linked again from the job's `directory`. A duplicate of an artifact whose
@@ -46,9 +47,9 @@ def on_objects(lake: Lake, record: JobRecord, verdict: Verdict, directory: Path)
     artifacts = []
     for artifact in record.artifacts:
         facts = facts_of[artifact.name]
-        missing = not lake.object_path(artifact.sha256).exists()
+        missing = not os.path.lexists(lake.object_place(artifact.sha256))
         standing = revived(artifact, facts) if missing and artifact.mode else artifact
-        if missing and not _restored(lake, standing.sha256, directory / facts.relpath):
+        if missing and not _restored(lake, standing.sha256, Path(directory, facts.relpath)):
             raise MissingObjectError(standing.sha256)
         artifacts.append(standing)
     mutations: list[Mutation] = []
@@ -112,6 +113,14 @@ def follow(lake: Lake, record: CommitRecord, manifest: Manifest) -> None:
         if source.exists():
             for path in views.places(lake, manifest, file_hash_text):
                 views.replace_link(source, path)
+
+
+def set_aside_damaged(lake: Lake, manifest: Manifest) -> None:
+    """Every object that is known to be damaged, and yet lies among the others, to quarantine."""
+    for (file_hash_text,) in manifest.rows(
+        "SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL"
+    ):
+        _set_aside(lake, file_hash_text.removeprefix("sha256:"))
 
 
 def _marked(record: CommitRecord) -> Iterator[str]:

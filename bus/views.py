@@ -30,29 +30,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger("bus.views")
 
 
-#: Directories of `artifacts/`, and the names in each.
-Listing = dict[str, set[str]]
-
-
-def listing(lake: Lake) -> Listing:
-    """What lies in `artifacts/`: a rebuild finds most links there, and need not try each."""
-    return {str(directory): set(os.listdir(directory)) for directory in lake.kind_dirs()}
-
-
-def link_artifacts(lake: Lake, record: CommitRecord, there: Listing | None = None) -> None:
-    """Make `artifacts/` show what this commit added; `there` is known to be made."""
+def link_artifacts(lake: Lake, record: CommitRecord) -> None:
+    """Make `artifacts/` show what this commit added."""
     for job in record.jobs:
         if job.outcome is not Outcome.COMMITTED:
             continue
         for artifact in job.artifacts:
-            if artifact.decision == "deduped" or not artifact.duckdb_readable:
-                continue
-            if there is not None and artifact.decision == "created":
-                place = (artifact.kind, artifact.schema_version, artifact.artifact_id)
-                directory, name = lake.artifact_place(*place)
-                if name in there.get(directory, ()):
-                    continue
-            _link_artifact(lake, artifact)
+            if artifact.decision != "deduped" and artifact.duckdb_readable:
+                _link_artifact(lake, artifact)
 
 
 def unlink_inactive(lake: Lake, record: CommitRecord, manifest: Manifest) -> None:
@@ -199,44 +184,42 @@ def _joined(facts: dict[str, Any], **texts: str) -> bytes:
     return to_json(facts)[:-1] + members.encode() + b"}"
 
 
-def prune_artifacts(lake: Lake, manifest: Manifest) -> int:
-    """Remove links in `artifacts/` that no active artifact owns; how many were removed.
+def match_artifacts(lake: Lake, manifest: Manifest) -> tuple[int, int]:
+    """Make `artifacts/` show the artifacts in good standing and no others: (made, removed).
 
-    Only for a rebuild: it lists the whole tree. Names of the catalog's own (those that do not look
-    like an artifact_id) stay.
+    Lists the whole tree and looks at every artifact: for a rebuild, and for the first start after a
+    power cut, which may take names away that were never synced. Names of the catalog's own (those
+    that do not look like an artifact_id) stay.
     """
-    owned: Listing = {}
-    for kind, version, artifact_id in manifest.rows(
-        "SELECT artifact_type, schema_version, artifact_id FROM linked"
-    ):
-        directory, name = lake.artifact_place(kind, version, artifact_id)
-        owned.setdefault(directory, set()).add(name)
-    stray = [
-        os.path.join(directory, name)  # noqa: PTH118 - texts, as there may be a million
-        for directory, names in listing(lake).items()
-        for name in names - owned.get(directory, set())
-        if name.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
-    ]
-    for path in stray:
-        disk.remove(path)
-    return len(stray)
-
-
-def link_missing(lake: Lake, manifest: Manifest) -> int:
-    """Make the links in `artifacts/` that active artifacts lack; how many were made.
-
-    For the first start after a power cut, which may take names away that were never synced.
-    """
-    there = listing(lake)
-    made = 0
+    wanted: dict[str, dict[str, str]] = {}
     for kind, version, artifact_id, file_hash_text in manifest.rows(
         "SELECT artifact_type, schema_version, artifact_id, file_hash FROM linked"
     ):
         directory, name = lake.artifact_place(kind, version, artifact_id)
-        if name not in there.get(directory, ()):
-            source = lake.object_place(file_hash_text.removeprefix("sha256:"))
+        wanted.setdefault(directory, {})[name] = file_hash_text
+    there = {str(directory): set(os.listdir(directory)) for directory in lake.kind_dirs()}
+    stray = [
+        f"{directory}/{name}"
+        for directory, names in there.items()
+        for name in names - wanted.get(directory, {}).keys()
+        if name.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
+    ]
+    for place in stray:
+        disk.remove(place)
+    made = 0
+    for directory, links in wanted.items():
+        for name in links.keys() - there.get(directory, set()):
+            source = lake.object_place(links[name].removeprefix("sha256:"))
             made += bool(_link(source, directory, name))
-    return made
+    for kind, version, artifact_id, file_hash_text in manifest.named("linked_anew", ()):
+        current = lake.object_path(file_hash_text.removeprefix("sha256:"))
+        shown = lake.artifact_path(kind, version, artifact_id)
+        if current.exists() and shown.exists() and not shown.samefile(current):
+            replace_link(current, shown)
+            made += 1
+    if made or stray:
+        log.info("links_matched", made=made, removed=len(stray))
+    return made, len(stray)
 
 
 def take(work: Iterator[None], steps: int) -> bool:

@@ -14,6 +14,7 @@ import socket
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
@@ -23,7 +24,6 @@ from bus import answers, disk, standing, views
 from bus.catalog import Catalog
 from bus.decisions import decide
 from bus.errors import Code, LakeBusy
-from bus.hashing import file_hash
 from bus.journal import GENESIS, Journal, NumberTakenError, in_chunks, reading_much
 from bus.lake import MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT
 from bus.manifest import SCHEMA_VERSION, BrokenManifestError, Manifest, StaleManifestError
@@ -38,11 +38,10 @@ from bus.model import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from bus.decisions import Decisions
     from bus.journal import Commit
-    from bus.lake import Lake
+    from bus.lake import Lake, Waiting
     from bus.model import JobRecord
     from bus.settings import Settings
     from bus.specs import Registry
@@ -81,15 +80,16 @@ class DrainResult:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A judged job in ready/: its directory, when that changed, and the verdict found there."""
+    """A judged job in ready/: where it lies (a text: making paths is slow), since when, its verdict."""
 
-    path: Path
+    job_id: str
+    place: str
     changed_at_s: float
     verdict: Verdict
 
     @property
-    def job_id(self) -> str:
-        return self.path.name
+    def path(self) -> Path:
+        return Path(self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,28 +225,34 @@ class Writer:
         self._linked = self._manifest.progress("links")
         self._treed = self._manifest.progress("trees")
         self._link_until(seq)
-        there = views.listing(self._lake) if seq == 0 else None
         with reading_much():
             for chunk in in_chunks(self._journal.after(seq, sha256)):
                 self._manifest.apply(chunk, self._progress())
-                for commit in chunk:
-                    self._link(commit.record, there)
+                if seq:
+                    for commit in chunk:
+                        self._link(commit.record)
         self._check_fence()
         self._manifest = self._manifest.finish(self._lake)
+        if seq == 0:  # from nothing: all links at once, by what holds now
+            self._match_links()
         if self.seq:  # whoever wrote the newest record may have died before it was durable
             self._journal.sync(self.seq)
 
     def _mend_after_a_boot(self) -> None:
-        """Links and trees are never synced: a power cut may take some that are noted as made."""
+        """Links, trees and the catalog's working copy are never synced: a power cut takes of them."""
         boot = disk.boot_id()
         if self._lake.boot_of_views() == boot:
             return
-        if made := views.link_missing(self._lake, self._manifest):
-            log.warning("links_made_again", links=made)
-        views.prune_artifacts(self._lake, self._manifest)
+        Catalog.delete(self._lake)
+        self._match_links()
         self._treed = 0
         self._manifest.note_progress(self._progress())
         disk.replace_view(self._lake.boot_mark, boot.encode())
+
+    def _match_links(self) -> None:
+        standing.set_aside_damaged(self._lake, self._manifest)
+        views.match_artifacts(self._lake, self._manifest)
+        self._linked = self.seq
 
     def _commit_of(self, seq: int) -> Commit:
         commit = self._journal.read(seq)
@@ -321,7 +327,7 @@ class Writer:
             wait = self._waiting.get(entry.name)
             if wait and wait.changed_at_s == entry.changed_at_s and now < wait.until:
                 continue
-            candidate = self._read(self._lake.ready / entry.name, entry.changed_at_s)
+            candidate = self._read(entry)
             if candidate is None:
                 continue
             found.append(candidate)
@@ -331,20 +337,21 @@ class Writer:
                 break
         return found
 
-    def _read(self, path: Path, changed_at_s: float) -> _Candidate | None:
+    def _read(self, entry: Waiting) -> _Candidate | None:
         """The job's verdict, if it judged the manifest that lies beside it; else back to work/."""
+        place = f"{self._lake.ready}/{entry.name}"
         try:
-            verdict = Verdict.from_bytes((path / VERDICT).read_bytes())
-            if verdict.job_id != path.name:
+            verdict = Verdict.from_bytes(disk.read(f"{place}/{VERDICT}"))
+            if verdict.job_id != entry.name:
                 raise ValueError("the verdict is another job's")  # noqa: TRY301 - one road back
             if verdict.manifest_sha256 is not None:
-                judged = file_hash(path / MANIFEST).removeprefix("sha256:")
+                judged = disk.sha256_of(disk.read(f"{place}/{MANIFEST}"))
                 if judged != verdict.manifest_sha256:
                     raise ValueError("the manifest changed after it was judged")  # noqa: TRY301 - one road back
         except (FileNotFoundError, ValidationError, ValueError) as error:
-            self._send_back(path, str(error))
+            self._send_back(Path(place), str(error))
             return None
-        return _Candidate(path, changed_at_s, verdict)
+        return _Candidate(entry.name, place, entry.changed_at_s, verdict)
 
     def _send_back(self, path: Path, reason: str) -> None:
         if not path.is_dir():
@@ -444,7 +451,7 @@ class Writer:
     def _on_objects(self, record: JobRecord, candidate: _Candidate) -> JobRecord | None:
         """The record on objects that are there; None when the job must be judged again for them."""
         try:
-            return standing.on_objects(self._lake, record, candidate.verdict, candidate.path)
+            return standing.on_objects(self._lake, record, candidate.verdict, candidate.place)
         except standing.MissingObjectError as missing:
             self._send_back(candidate.path, f"object {missing} is missing")
         if candidate.path.exists():  # it could not go: others must not wait for it
@@ -465,13 +472,13 @@ class Writer:
             if self._write_answer(candidate, job, answer):
                 written.append((candidate, job, answer))
         for candidate, job, _ in written:
-            disk.sync_file(candidate.path / _answer_name(job))
+            disk.sync_file(f"{candidate.place}/{_answer_name(job)}")
         for candidate, job, _ in written:
             self._clear(candidate, job)
-            disk.sync_dir(candidate.path)
+            disk.sync_dir(candidate.place)
             disk.crash_point("answer.written")
             self._check_fence()  # if we slept here, another submission may lie under this name
-            disk.move(candidate.path, self._lake.free_name(_final_state(job), candidate.job_id))
+            disk.move(candidate.place, self._lake.free_place(_final_state(job), candidate.job_id))
             disk.crash_point("answer.moved")
         for state in {_final_state(job) for _, job, _ in written}:
             disk.sync_dir(self._lake.state_dir(state))
@@ -490,7 +497,7 @@ class Writer:
 
     def _write_answer(self, candidate: _Candidate, job: JobRecord, answer: Answer) -> bool:
         try:
-            disk.write_plain(candidate.path / _answer_name(job), answer.document)
+            disk.write_plain(f"{candidate.place}/{_answer_name(job)}", answer.document)
         except FileNotFoundError:
             log.warning("job_vanished", job_id=candidate.job_id)
             return False
@@ -499,13 +506,13 @@ class Writer:
     def _clear(self, candidate: _Candidate, job: JobRecord) -> None:
         """Accepted: the Parquet lives in objects/ now. Rejected: share no inode with the store."""
         for facts in candidate.verdict.artifacts:
-            path = candidate.path / facts.relpath
-            answers.clear_file(path, rejected=job.outcome is Outcome.REJECTED)
+            place = f"{candidate.place}/{facts.relpath}"
+            answers.clear_file(place, rejected=job.outcome is Outcome.REJECTED)
 
     # ── step 11: views ────────────────────────────────────────────────────────────────────────
 
-    def _link(self, record: CommitRecord, there: views.Listing | None = None) -> None:
-        views.link_artifacts(self._lake, record, there)
+    def _link(self, record: CommitRecord) -> None:
+        views.link_artifacts(self._lake, record)
         views.unlink_inactive(self._lake, record, self._manifest)
         standing.follow(self._lake, record, self._manifest)
         self._linked = record.seq
@@ -577,7 +584,6 @@ class Writer:
         self._manifest = Manifest.begin(self._lake)
         with reading_much():
             self._catch_up()
-            views.prune_artifacts(self._lake, self._manifest)
             self._catalog = Catalog.open(self._lake, self._settings, self._registry, self._manifest)
             self._publish()
         self._tree = None

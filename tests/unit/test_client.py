@@ -85,7 +85,7 @@ def answer(
 ) -> None:
     """Do what workers and writer do with a job: on to its last directory, with its answer."""
     lake = job.bus.lake
-    target = lake.free_name(state, job.job_id)
+    target = lake.free_place(state, job.job_id)
     source = lake.inbox / job.job_id
     name = RECEIPT if state is JobState.COMMITTED else REJECT_REASON
     (source / VERDICT).write_text(json.dumps({"submission_id": submission_id}))

@@ -155,7 +155,7 @@ def test_listings_are_oldest_first_and_show_jobs_only(lake: Lake) -> None:
 def test_each_submission_of_an_id_keeps_a_directory_of_its_own(lake: Lake) -> None:
     names = []
     for _ in range(3):
-        path = lake.free_name(JobState.REJECTED, "job")
+        path = Path(lake.free_place(JobState.REJECTED, "job"))
         path.mkdir()
         names.append(path.name)
     assert names == ["job", "job~2", "job~3"]

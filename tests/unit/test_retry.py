@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +13,6 @@ from bus.lake import COMMIT, MANIFEST, OUR_NAMES, REJECT_REASON, VERDICT
 from bus.model import CommitMarker, JobState, ProblemDoc, RejectReason
 from bus.retry import retry
 from tests.pipeline import Pipeline, manifest_of, sha256, table, verdict
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BROKEN = [ProblemDoc(code="E307", where="x.parquet", message="no", hint="Write Parquet.")]
 
@@ -35,7 +32,7 @@ def reject(made: Pipeline, job_id: str = "broken") -> Path:
         rejected_at_utc="2026-01-08T05:12:33Z",
         seq=1,
     )
-    path = made.lake.free_name(JobState.REJECTED, job_id)
+    path = Path(made.lake.free_place(JobState.REJECTED, job_id))
     path.mkdir()
     manifest = manifest_of(refused).to_bytes()
     commit = CommitMarker(manifest_sha256=sha256(manifest), submission_id="first")

@@ -47,8 +47,8 @@ class Shelf:
                 path.parent.mkdir(exist_ok=True)
                 disk.write_plain(path, parquet(number, codec), 0o444)
 
-    def link(self, record: CommitRecord, there: views.Listing | None = None) -> None:
-        views.link_artifacts(self.lake, record, there)
+    def link(self, record: CommitRecord) -> None:
+        views.link_artifacts(self.lake, record)
         views.unlink_inactive(self.lake, record, self.ledger.manifest)
 
     def trees(self) -> None:
@@ -130,25 +130,35 @@ def test_taken_up_anywhere_and_repeated_the_links_come_out_the_same(shelf: Shelf
         for record in [*records, *records[start:]]:
             shelf.link(record)
         assert shelf.shown() == before
+    disk.remove_tree(shelf.lake.artifacts)
+    assert views.match_artifacts(shelf.lake, shelf.ledger.manifest) == (len(before), 0)
+    assert shelf.shown() == before
 
 
-def test_what_is_known_to_be_there_is_not_tried_and_what_is_not_is_made(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = shelf.commit(verdict("j1", A, B))
+def test_matching_makes_what_is_missing_and_touches_nothing_else(shelf: Shelf) -> None:
+    shelf.commit(verdict("j1", A, B))
+    kept = shelf.lake.artifact_path("signals", 1, id_of(A))
+    before = kept.stat().st_ctime_ns
     shelf.lake.artifact_path("signals", 1, id_of(B)).unlink()
-    there = views.listing(shelf.lake)
-    made: list[str] = []
-    real = disk.link_or_copy
-
-    def link_or_copy(source: str, target: str) -> bool:
-        made.append(target.rpartition("/")[2].removesuffix(".parquet"))
-        return real(source, target)
-
-    monkeypatch.setattr(disk, "link_or_copy", link_or_copy)
-    shelf.link(record, there)
-    assert made == [id_of(B)]
+    assert views.match_artifacts(shelf.lake, shelf.ledger.manifest) == (1, 0)
     assert set(shelf.shown()) == {id_of(A), id_of(B)}
+    assert kept.stat().st_ctime_ns == before
+    assert views.match_artifacts(shelf.lake, shelf.ledger.manifest) == (0, 0)
+
+
+def test_matching_replaces_a_link_that_shows_the_bytes_from_before_a_revival(shelf: Shelf) -> None:
+    shelf.commit(verdict("j1", A))
+    old = shelf.shown()
+    wrong = Tombstone(op="tombstone", target=id_of(A), reason="wrong")
+    shelf.commit(verdict("j2", mutations=[wrong]))
+    shelf.commit(verdict("j3", facts("a", 1, codec="zstd")))
+    new = shelf.shown()
+    link = shelf.lake.artifact_path("signals", 1, id_of(A))
+    link.unlink()
+    link.hardlink_to(shelf.lake.object_path(A.sha256))
+    assert shelf.shown() == old != new
+    assert views.match_artifacts(shelf.lake, shelf.ledger.manifest) == (1, 0)
+    assert shelf.shown() == new
 
 
 def test_where_an_object_has_all_the_names_it_can_have_a_copy_is_shown(
@@ -166,7 +176,7 @@ def test_where_an_object_has_all_the_names_it_can_have_a_copy_is_shown(
     assert not path.samefile(shelf.lake.object_path(A.sha256))
 
 
-def test_pruning_takes_strays_and_leaves_names_that_are_no_artifacts(shelf: Shelf) -> None:
+def test_matching_takes_strays_and_leaves_names_that_are_no_artifacts(shelf: Shelf) -> None:
     shelf.commit(verdict("j1", A))
     stray = shelf.lake.artifact_path("signals", 1, id_of(B))
     gone_kind = shelf.lake.artifact_path("gone", 3, id_of(B))
@@ -174,7 +184,7 @@ def test_pruning_takes_strays_and_leaves_names_that_are_no_artifacts(shelf: Shel
     for path in (stray, gone_kind, empty):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    assert views.prune_artifacts(shelf.lake, shelf.ledger.manifest) == 2
+    assert views.match_artifacts(shelf.lake, shelf.ledger.manifest) == (0, 2)
     assert set(shelf.shown()) == {id_of(A), "empty"}
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from bus.lake import Waiting
+
 A, B = facts("a", 1), facts("b", 2)
 NOWHERE = "00000000-0000-5000-8000-000000000000"
 #: Tests that need the real catalog.
@@ -230,9 +232,9 @@ def test_waiting_jobs_are_not_read_again_at_every_drain(
         read: list[str] = []
         real = writer._read
 
-        def noted(path: Path, at: float) -> Any:
-            read.append(path.name)
-            return real(path, at)
+        def noted(entry: Waiting) -> Any:
+            read.append(entry.name)
+            return real(entry)
 
         monkeypatch.setattr(writer, "_read", noted)
         pipe.judged(verdict("j", A))
