@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import pairwise
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
@@ -19,14 +21,24 @@ import duckdb
 
 from benchmarks import inputs, lakes
 from benchmarks.live import LiveBus, add_export, by_process, live_bus
-from benchmarks.watcher import Watcher
+from benchmarks.watcher import Watcher, is_there
+from bus.client import Bus
+from bus.intake import Intake
 from bus.lake import RECEIPT, VERDICT
+from bus.settings import Settings
+from bus.snapshot import Snapshots
+from bus.specs import Registry
+from bus.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from typing import Self
+
+    import pyarrow as pa
 
     from benchmarks.rounds import Lap
     from benchmarks.workshop import Workshop
+    from bus.client import Job
     from bus.lake import Lake
 
 _PERIOD_S = 0.2
@@ -41,6 +53,7 @@ _PATIENCE_S = 60.0
 def measure(shop: Workshop) -> None:
     """With 10,000 artifacts catalogued there are goals; then during an export; then 100,000."""
     idle_p99_ms = _idle(shop, _ARTIFACTS, has_goal=True)
+    _in_one_process(shop)
     _during_export(shop, idle_p99_ms)
     _idle(shop, shop.size(100_000, 20_000), has_goal=False)
 
@@ -70,6 +83,81 @@ def _idle(shop: Workshop, artifacts: int, *, has_goal: bool) -> float:
     remark = by_process(rounds, "idle", _SAMPLES_A_ROUND)
     shop.show(f"{name}.cpu_per_job", cpu_ms, "CPU ms", remark=remark)
     return p99_ms
+
+
+def _in_one_process(shop: Workshop) -> None:
+    """The same steps called one after the other, at the same pace: what no bus could be faster than.
+
+    No Redis, no Celery, no hop from one process to another.
+    """
+    lake = lakes.grown_lake(shop.room("one") / "lake", _ARTIFACTS)
+    lakes.catalogue(lake)
+    with _OneProcess.open(lake) as chain:
+        chain.take(_WARM_UP)
+        rounds = shop.plan(2).run({"one": partial(_chained, chain)})
+    found = [seconds for lap in rounds.noted("one", "samples") for seconds in lap]
+    p50_ms, _ = _percentiles([sum(steps) for steps in found])
+    parts = zip(
+        ("submit", "judge", "commit and publish", "see"), zip(*found, strict=True), strict=True
+    )
+    road = ", ".join(f"{name} {median(times) * 1000:.0f}" for name, times in parts)
+    name = f"idle_latency.{_ARTIFACTS}.in_one_process"
+    shop.show(name, p50_ms, "ms", rounds=rounds, remark=f"the same steps, called in a row: {road}")
+
+
+@dataclass(slots=True)
+class _OneProcess:
+    """A producer, a validator, the writer and a reader that take turns."""
+
+    client: Bus
+    intake: Intake
+    writer: Writer
+    snapshots: Snapshots
+    submitted: int = 0
+
+    @classmethod
+    @contextmanager
+    def open(cls, lake: Lake) -> Iterator[Self]:
+        """On that lake, until the end of the block."""
+        settings = Settings.load(lake.root)
+        registry = Registry.load(settings)
+        with Writer.open(lake, settings, registry) as writer:
+            client = Bus(settings, ring=lambda _: None)
+            yield cls(client, Intake(lake, settings, registry), writer, Snapshots(lake))
+
+    def take(self, count: int) -> list[tuple[float, ...]]:
+        """So many samples, five a second: the seconds that each step took."""
+        samples = []
+        for _ in range(count):
+            time.sleep(_PERIOD_S)
+            samples.append(self._one())
+        return samples
+
+    def _one(self) -> tuple[float, ...]:
+        self.submitted += 1
+        run_id = f"one-{self.submitted}"
+        table = inputs.mixed(4_000_000 + 10 * self.submitted)
+        catalog = self.client.lake.catalog_db
+        moments = [time.perf_counter()]
+        job = _submit(self.client, table, run_id, self.submitted)
+        moments.append(time.perf_counter())
+        assert self.intake.drain(job.job_id).judged == [job.job_id]
+        moments.append(time.perf_counter())
+        shown = catalog.stat().st_ino
+        while catalog.stat().st_ino == shown:
+            self.writer.drain(budget_s=0)
+        moments.append(time.perf_counter())
+        with self.snapshots.newest() as db:
+            assert is_there(db, run_id, table.num_rows)
+        moments.append(time.perf_counter())
+        while self.writer.drain().more:  # run trees: between samples
+            pass
+        return tuple(after - before for before, after in pairwise(moments))
+
+
+def _chained(chain: _OneProcess, lap: Lap) -> None:
+    with lap.measured():
+        lap.notes["samples"] = chain.take(_SAMPLES_A_ROUND)
 
 
 def _during_export(shop: Workshop, idle_p99_ms: float) -> None:
@@ -166,13 +254,7 @@ class _Producer:
         table = inputs.mixed(2_000_000 + 10 * self.submitted)
         self.watcher.expect(run_id, table.num_rows)
         begin_s = time.time()
-        job = self.bus.client.submit(
-            table,
-            kind=inputs.KIND,
-            producer=inputs.PRODUCER,
-            run_id=run_id,
-            logical_key=f"token={self.submitted}",
-        )
+        job = _submit(self.bus.client, table, run_id, self.submitted)
         staged_s = time.time()
         seen_s, published_s, cold_s = self.watcher.seen_s()
         done = self.bus.lake.processed / job.job_id
@@ -180,6 +262,16 @@ class _Producer:
         moments = (staged_s, judged_s, answered_s, published_s, seen_s)
         staged, judged, answered, published, seen = (moment - begin_s for moment in moments)
         return _Sample(staged, judged, answered, published, seen, cold_s)
+
+
+def _submit(client: Bus, table: pa.Table, run_id: str, number: int) -> Job:
+    return client.submit(
+        table,
+        kind=inputs.KIND,
+        producer=inputs.PRODUCER,
+        run_id=run_id,
+        logical_key=f"token={number}",
+    )
 
 
 def _sample(producer: _Producer, lap: Lap) -> None:

@@ -89,14 +89,14 @@ def _watch(lake: Lake) -> None:
             if published is not None and published != looked_at:
                 looked_at = published
                 with snapshots.newest() as db:
-                    if _is_there(db, run_id, int(rows)):
+                    if is_there(db, run_id, int(rows)):
                         break
             time.sleep(_POLL_S)
         else:
             raise SystemExit(f"run {run_id} was not seen in {_GIVE_UP_S:g} s")
         seen_ns = time.time_ns()
         with connect_snapshot(lake) as db:
-            assert _is_there(db, run_id, int(rows))
+            assert is_there(db, run_id, int(rows))
             cold_ns = time.time_ns() - seen_ns
         print(seen_ns, published[1], cold_ns, flush=True)
 
@@ -109,7 +109,8 @@ def _published(catalog: Path) -> tuple[int, int] | None:
     return None
 
 
-def _is_there(db: duckdb.DuckDBPyConnection, run_id: str, rows: int) -> bool:
+def is_there(db: duckdb.DuckDBPyConnection, run_id: str, rows: int) -> bool:
+    """Whether the run's row is in the catalog, and the file at its path has so many rows."""
     found = db.execute(_QUERY, [run_id]).fetchone()
     return found is not None and pq.read_metadata(found[0]).num_rows == rows == found[1]
 

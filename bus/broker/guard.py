@@ -89,6 +89,16 @@ class Channel(stock.Channel):  # type: ignore[misc]
         client.parse_response = look  # type: ignore[method-assign]
         return client
 
+    def _connparams(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's own signature
+        """How to connect. Raises `redis.ConnectionError` when the connection was closed meanwhile.
+
+        Celery knows what to do with that. Stock kombu asks None for its host name, of which the
+        worker dies: when Redis goes away again while what it lost before is being cleared up.
+        """
+        if getattr(self.connection, "client", None) is None:  # closing clears either
+            raise redis.ConnectionError("this connection was closed")
+        return super()._connparams(asynchronous)
+
     def _look_at_reply(
         self, read: Callable[..., Any], connection: Any, command: str, **options: Any
     ) -> Any:

@@ -472,6 +472,20 @@ def test_an_acknowledgement_that_redis_did_not_hear_does_not_stop_a_consumer(
 
 
 @pytest.mark.parametrize(
+    ("transport", "error"), [(GUARDED, redis.ConnectionError), (STOCK, AttributeError)]
+)
+def test_an_ack_after_the_connection_was_closed_is_a_lost_connection(
+    shared_field: Field, transport: str, error: type[Exception]
+) -> None:
+    """Celery expects those and goes on; of anything else, as stock kombu raises, the worker dies."""
+    connection = Connection(shared_field.server.url, transport=transport)
+    channel: Any = connection.channel()
+    connection.close()
+    with pytest.raises(error):
+        channel.qos.ack("tag")
+
+
+@pytest.mark.parametrize(
     "name",
     ["text", "null", "no-properties", "body-encoding", "delivery-tag-object", "headers-list"],
 )
