@@ -7,15 +7,15 @@ is read from its directory; Redis only makes waiting fast.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
 import uuid
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,16 +24,20 @@ from bus.broker import Broker
 from bus.errors import Code, NotFound, Problem, Rejected, Unavailable, WaitTimeout
 from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
 from bus.model import CommitMarker, JobState, Provenance, Receipt, RejectReason
+from bus.progress import Bar
 from bus.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from types import TracebackType
 
-    from bus.frames import ParquetOptions
+    from bus.frames import ParquetOptions, Progress
     from bus.snapshot import Snapshots
     from bus.specs import Registry
-    from bus.staging import Staging
+    from bus.staging import StagedJob, Staging
+
+T = TypeVar("T")
 
 #: Who made a table: what Git says of the running program, what the caller says, or nothing.
 Said = Provenance | dict[str, Any] | Literal["auto"] | None
@@ -123,82 +127,80 @@ class Bus:
         `wait` raises it, so that research goes on; default: what `BUS_REQUIRED` says, else False.
         The caller's own file is untouched in any case.
         """
-        try:
-            with self.job(
-                kind=kind,
-                producer=producer,
-                run_id=run_id,
-                job_id=job_id,
-                meta=meta,
-                provenance=provenance,
-                options=options,
-            ) as job:
-                job.add(
-                    data,
-                    name=name,
-                    move=move,
-                    logical_key=logical_key,
-                    schema_version=schema_version,
-                    schema_hint=schema_hint,
-                    rows=rows,
-                    inputs=_listed(inputs),
-                    tags=_values(tags),
-                    supersedes=_listed(supersedes) or None,
-                )
-        except Unavailable as error:
-            if _is_required(required):
-                raise
-            text = f"not submitted, the program goes on without: {error}"
-            warnings.warn(text, NotSubmitted, stacklevel=2)
-            return LostJob(self, job_id or "", None, error)
-        return job.job
+        with self.job(
+            kind=kind,
+            producer=producer,
+            run_id=run_id,
+            job_id=job_id,
+            meta=meta,
+            provenance=provenance,
+            options=options,
+            required=required,
+        ) as draft:
+            draft.add(
+                data,
+                name=name,
+                move=move,
+                logical_key=logical_key,
+                schema_version=schema_version,
+                schema_hint=schema_hint,
+                rows=rows,
+                inputs=_listed(inputs),
+                tags=_values(tags),
+                supersedes=_listed(supersedes) or None,
+            )
+        return draft.job
 
-    @contextmanager
     def job(  # noqa: PLR0913 - the fields of a job, by name
         self,
         *,
-        kind: str,
         producer: str,
+        kind: str | None = None,
         run_id: str | None = None,
         job_id: str | None = None,
         meta: dict[str, Any] | None = None,
         provenance: Said = "auto",
         options: ParquetOptions | None = None,
+        required: bool | None = None,
         **fields: Any,
-    ) -> Iterator[Draft]:
+    ) -> Draft:
         """A job of several artifacts: ``with bus.job(…) as job: job.add(table, name="trades")``.
 
-        Leaving the block submits it, an exception discards it. `fields` are those of
-        `bus.model.JobManifest` (``after=``, ``mutations=`` …). Raises as `submit` does, and
-        `Unavailable` where nothing can be written.
+        Leaving the block submits it, an exception discards it. `kind` is that of every artifact
+        which is given none of its own (default: that of the first). `fields` are those of
+        `bus.model.JobManifest` (``after=``, ``mutations=`` …). Raises as `submit` does; where
+        nothing can be written and nothing is `required`, the block runs to its end all the same.
         """
         from bus.frames import ParquetOptions  # noqa: PLC0415 - brings pyarrow; waiting needs it not
-        from bus.progress import Bar  # noqa: PLC0415 - as above
         from bus.staging import Staging  # noqa: PLC0415 - as above
 
         watch = code.of_program() if provenance == "auto" else None
         if watch is not None:
             watch.look()
         run = run_id or (str(uuid.uuid5(_RUN_OF_JOB, job_id)) if job_id else self.run_id)
-        with (
-            Bar(f"{producer}: {kind}") as bar,
-            Staging(
+
+        def begin(progress: Progress) -> Staging:
+            return Staging(
                 self.lake,
                 run,
                 producer,
-                kind,
+                kind or "",
                 job_id or "",
                 options or ParquetOptions(),
                 self._registry,
-                bar.advance,
-            ) as staging,
-        ):
-            draft = Draft(staging)
-            yield draft
+                progress,
+            )
+
+        def finish(staging: Staging) -> StagedJob:
             found = watch.newest() if watch is not None else provenance
-            staged = staging.submit(meta=meta, provenance=found, **fields)
-        draft.submitted = Job(self, staged.job_id, staged.submission_id)
+            return staging.submit(meta=meta, provenance=found, **fields)
+
+        bar = Bar(f"{producer}: {kind or 'tables'}")
+        return Draft(self, begin, finish, bar, required=_is_required(required))
+
+    def _submitted(self, staged: StagedJob) -> Job:
         self._ring(staged.job_id)
+        return Job(self, staged.job_id, staged.submission_id)
 
     # ── answers ───────────────────────────────────────────────────────────────────────────────
 
@@ -225,27 +227,88 @@ class Bus:
 
 
 class Draft:
-    """A job being built: add artifacts to it; `job` is what it became."""
+    """A job being built, in a with-block: add artifacts to it; `job` is what it became."""
 
-    def __init__(self, staging: Staging) -> None:
-        self._staging = staging
-        self.job_id = staging.job_id
-        self.submitted: Job | None = None
+    def __init__(
+        self,
+        bus: Bus,
+        begin: Callable[[Progress], Staging],
+        finish: Callable[[Staging], StagedJob],
+        bar: Bar,
+        *,
+        required: bool,
+    ) -> None:
+        self._bus = bus
+        self._begin = begin
+        self._finish = finish
+        self._required = required
+        self._bar = bar
+        self._staging: Staging | None = None
+        self._lost: Unavailable | None = None
+        self._job: Job | None = None
+
+    def __enter__(self) -> Self:
+        self._staging = self._attempt(partial(self._begin, self._bar.advance))
+        return self
 
     def add(self, data: Any, *, name: str | None = None, move: bool = False, **fields: Any) -> None:
         """Add one artifact; `fields` are those of `bus.model.ArtifactEntry`."""
-        self._staging.add(data, name=name, move=move, **fields)
+        if self._staging is not None:
+            self._attempt(partial(self._staging.add, data, name=name, move=move, **fields))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        staged = None
+        try:
+            if kind is None and self._staging is not None:
+                staged = self._attempt(partial(self._finish, self._staging))
+        finally:
+            self._bar.stop()
+            if staged is None and self._staging is not None:
+                self._staging.discard()
+        if staged is not None:
+            self._job = self._bus._submitted(staged)  # noqa: SLF001 - a part of it
+        elif kind is None and self._lost is not None:
+            _warn(self._lost)
+            self._job = LostJob(self._bus, self.job_id, None, self._lost)
+
+    def _attempt(self, action: Callable[[], T]) -> T | None:
+        """Do it; what the disk refuses is raised if the job is required, and noted if it is not."""
+        if self._lost is not None:
+            return None
+        try:
+            return action()
+        except Unavailable as error:
+            if self._required:
+                raise
+            self._lost = error
+            return None
+
+    @property
+    def job_id(self) -> str:
+        """The id it will have."""
+        return self._staging.job_id if self._staging is not None else ""
 
     @property
     def job(self) -> Job:
         """The submitted job; after the block only."""
-        if self.submitted is None:
+        if self._job is None:
             raise RuntimeError("the job is submitted when its block ends")
-        return self.submitted
+        return self._job
 
 
 class NotSubmitted(UserWarning):
     """A table was not submitted, and the program went on because it did not require it."""
+
+
+def _warn(error: Unavailable) -> None:
+    """Warn at the line of the program, not at one of this package."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == "bus":
+        level, frame = level + 1, frame.f_back
+    text = f"not submitted, the program goes on without: {error}"
+    warnings.warn(text, NotSubmitted, stacklevel=level)
 
 
 @dataclass(frozen=True)

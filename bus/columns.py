@@ -22,6 +22,16 @@ _PLAIN = (
 _NAMED: dict[str, pa.DataType] = {
     name: getattr(pa, name.replace("bool", "bool_"))() for name in _PLAIN
 } | {"date": pa.date32()}
+#: Arrow's words for what contracts call otherwise: width and layout of texts are nobody's business.
+_WORDS = {
+    "double": "float64",
+    "float": "float32",
+    "halffloat": "float16",
+    "large_string": "string",
+    "string_view": "string",
+    "large_binary": "binary",
+    "binary_view": "binary",
+}
 _WITH_UNIT = re.compile(r"(timestamp|duration|time)\[(s|ms|us|ns)(?:,\s*(?:tz=)?(\S+?))?\]")
 _DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
 _LIST = re.compile(r"list<(.+)>")
@@ -90,7 +100,7 @@ def type_text(data_type: pa.DataType) -> str:
     if types.is_date32(data_type):
         return "date"
     text = str(data_type)
-    return {"double": "float64", "float": "float32", "halffloat": "float16"}.get(text, text)
+    return _WORDS.get(text, text)
 
 
 def logical(data_type: pa.DataType) -> pa.DataType:

@@ -295,10 +295,19 @@ class Checker:
             values, lossy = convert(raw, column.type)
             if lossy is not None:
                 self._note(Code.E208, column.name, lossy, {column.name: raw})
-            if not column.nullable and values.null_count:
-                self._note(Code.E205, column.name, values.is_null(), {})
+            if not column.nullable:
+                self._hold_full(column, values)
             found[column.name] = values
         return found
+
+    def _hold_full(self, column: Column, values: pa.Array) -> None:
+        """NULLs, and NaN, which pandas writes for a value that is missing."""
+        if pa.types.is_floating(values.type):
+            missing = values.is_null(nan_is_null=True)
+            if missing.true_count:
+                self._note(Code.E205, column.name, missing, {column.name: values})
+        elif values.null_count:
+            self._note(Code.E205, column.name, values.is_null(), {})
 
     def _hold(self, check: Check, columns: dict[str, pa.Array], rows: int) -> None:
         rule = _compiled(check.rule)

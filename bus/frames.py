@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bus.columns import convert
 from bus.errors import Code, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from bus.contract import Spec
+
+#: Told after each row group: how many rows are written, and of how many (None: a stream).
+Progress: TypeAlias = Callable[[int, int | None], None]
 
 _ROW_GROUP_ROWS = 131_072
 _ROW_GROUP_BYTES = 256 << 20
@@ -26,12 +31,14 @@ class ParquetOptions:
     """How tables become Parquet: zstd, statistics, page checksums unless told otherwise.
 
     `row_group_rows`: rows of a row group, fewer where rows are so wide that it would be larger than
-    256 MiB; as much is held in memory.
+    256 MiB; as much is held in memory. `sort`: each row group in the order that the kind's contract
+    names, so that readers can skip by statistics; False keeps the order of the rows.
     """
 
     compression: str = "zstd"
     compression_level: int | None = None
     row_group_rows: int = _ROW_GROUP_ROWS
+    sort: bool = True
 
 
 def write_parquet(
@@ -41,19 +48,38 @@ def write_parquet(
     *,
     spec: Spec | None = None,
     where: str = "data",
-    progress: Callable[[int, int | None], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
 ) -> int:
     """Write a table to `target`; the number of its rows. Not synced.
 
     With a `spec` the table is held against it, as the validator will; `where` names the table in
-    problems. `progress(rows, of)` is called after each row group; `of` is None for a stream. Raises
-    `Refused`: E601 for what is no table, E2xx with every problem.
+    problems. Raises `Refused`: E601 for what is no table, E2xx with every problem.
     """
+    try:
+        return _write(data, target, options, spec, where, progress)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        hint = "Convert the column that the message names to a plain type."
+        message = "; ".join(map(str, error.args))[:500]
+        raise Refused(message, code=Code.E601, where=where, hint=hint) from error
+
+
+def _write(
+    data: Any,
+    target: Path,
+    options: ParquetOptions,
+    spec: Spec | None,
+    where: str,
+    progress: Progress,
+) -> int:
     total = _rows_of(data)
     reader = as_reader(data)
-    if spec is not None:
-        _refuse(spec, reader.schema, where)
-    checker = spec.checker(where) if spec is not None else None
+    if not reader.schema.names:
+        raise Refused("no columns", code=Code.E312, where=where)
+    judge = _Judge(spec, reader.schema, where) if spec is not None else None
+    order = _order(spec, reader.schema) if spec is not None and options.sort else {}
+    if judge is not None and judge.hopeless:
+        judge.look_at(reader)
+        judge.conclude()
     rows = 0
     with pq.ParquetWriter(
         target,
@@ -61,34 +87,88 @@ def write_parquet(
         compression=options.compression,
         compression_level=options.compression_level,
         write_page_checksum=True,
+        sorting_columns=_sorting(reader.schema, order),
     ) as writer:
         for group in _row_groups(reader, options.row_group_rows):
-            if checker is not None:
-                for batch in group.to_batches():
-                    checker.update(batch)
-            writer.write_table(group, row_group_size=options.row_group_rows)
+            if judge is not None:
+                judge.look_at(group.to_batches())
+            writer.write_table(_ordered(group, order), row_group_size=options.row_group_rows)
             rows += group.num_rows
             progress(rows, total)
-    if checker is not None and (problems := checker.finish(rows)):
-        raise Refused.of(problems)
+    if judge is not None:
+        judge.conclude()
     return rows
 
 
-def _refuse(spec: Spec, schema: pa.Schema, where: str) -> None:
-    if problems := spec.schema_problems(schema, where):
-        raise Refused.of(problems)
+# ── against the contract ──────────────────────────────────────────────────────────────────────
+
+
+class _Judge:
+    """Holds a table against its contract, as the validator will: every problem, in its words."""
+
+    def __init__(self, spec: Spec, schema: pa.Schema, where: str) -> None:
+        self._problems = spec.schema_problems(schema, where)
+        self._checker = spec.checker(where)
+        self._rows = 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether its columns alone are wrong."""
+        return bool(self._problems)
+
+    def look_at(self, batches: Iterable[pa.RecordBatch]) -> None:
+        for batch in batches:
+            self._checker.update(batch)
+            self._rows += batch.num_rows
+
+    def conclude(self) -> None:
+        """After the last row. Raises `Refused` with every problem, if there is one."""
+        if found := [*self._problems, *self._checker.finish(self._rows)]:
+            raise Refused.of(found)
 
 
 def check_file(path: Path, spec: Spec, where: str) -> None:
-    """Hold the schema of a Parquet file against a contract. Raises `Refused` (E202, E203).
+    """Hold a Parquet file against a contract. Raises `Refused` (E2xx) with every problem.
 
-    A file that is no Parquet passes: the validator says more about it than we could.
+    A file that is no Parquet, or cannot be read, passes: the validator says more than we could.
     """
     try:
-        schema = pq.read_schema(path)
+        with pq.ParquetFile(path) as file:
+            judge = _Judge(spec, file.schema_arrow, where)
+            known = [column.name for column in spec.columns]
+            judge.look_at(file.iter_batches(_ROW_GROUP_ROWS, columns=known))
     except (OSError, pa.ArrowException):
         return
-    _refuse(spec, schema, where)
+    judge.conclude()
+
+
+def _order(spec: Spec, schema: pa.Schema) -> dict[str, pa.DataType]:
+    """The columns that rows are sorted by, and as what types; none where one of them is absent."""
+    types = {name: column.type for name in spec.sort_by if (column := spec.column(name))}
+    return types if types.keys() <= {*schema.names} else {}
+
+
+def _ordered(group: pa.Table, order: dict[str, pa.DataType]) -> pa.Table:
+    """The rows of a group in that order; those that are in order already are not copied."""
+    if not order or group.num_rows == 0:
+        return group
+    group = group.combine_chunks()
+    keys = {name: convert(group[name].chunk(0), type_)[0] for name, type_ in order.items()}
+    by = [(name, "ascending") for name in order]
+    found = pc.sort_indices(pa.table(keys), sort_keys=by)
+    is_in_order = found.equals(pa.arange(0, len(found)).cast(found.type))
+    return group if is_in_order else group.take(found)
+
+
+def _sorting(schema: pa.Schema, order: dict[str, pa.DataType]) -> list[pq.SortingColumn] | None:
+    """What the file says of the order of its rows."""
+    if not order:
+        return None
+    by = [(name, "ascending") for name in order]
+    return list(pq.SortingColumn.from_ordering(schema, by))
+
+
+# ── rows ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _row_groups(reader: pa.RecordBatchReader, most: int) -> Iterator[pa.Table]:
@@ -122,17 +202,60 @@ def as_reader(data: Any) -> pa.RecordBatchReader:
     Anything with ``__arrow_c_stream__`` (pandas, polars, DuckDB relations …), a list of dicts, or a
     lazy frame that narwhals knows (polars), which is computed here.
     """
+    return _without_views(_reader_of(data))
+
+
+def _reader_of(data: Any) -> pa.RecordBatchReader:
     if isinstance(data, pa.Table):
         return data.to_reader(max_chunksize=_ROW_GROUP_ROWS)
     if hasattr(data, "__arrow_c_stream__"):
         return pa.RecordBatchReader.from_stream(data)
     if isinstance(data, pa.RecordBatch):
         return pa.Table.from_batches([data]).to_reader()
-    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+    if isinstance(data, Sequence) and all(isinstance(row, Mapping) for row in data):
         return pa.Table.from_pylist(list(data)).to_reader()
     if hasattr(data, "collect"):
         return _collected(data).to_reader(max_chunksize=_ROW_GROUP_ROWS)
     raise _no_table(data)
+
+
+def _without_views(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """Texts as plain ones: Arrow can neither sort nor always write the views that polars gives."""
+    types = [_plain(field.type) for field in reader.schema]
+    if types == reader.schema.types:
+        return reader
+    pairs = zip(reader.schema, types, strict=True)
+    schema = pa.schema([field.with_type(t) for field, t in pairs], reader.schema.metadata)
+    batches = (
+        pa.record_batch([_as_plain(c, t) for c, t in zip(b.columns, types, strict=True)], schema)
+        for b in reader
+    )
+    return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+def _plain(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(type_):
+        return pa.large_string()
+    if pa.types.is_binary_view(type_):
+        return pa.large_binary()
+    if isinstance(type_, pa.DictionaryType):
+        return pa.dictionary(type_.index_type, _plain(type_.value_type), type_.ordered)
+    if isinstance(type_, pa.ListType | pa.LargeListType):
+        field = type_.value_field
+        made = pa.list_ if isinstance(type_, pa.ListType) else pa.large_list
+        return made(field.with_type(_plain(field.type)))
+    if isinstance(type_, pa.StructType):
+        return pa.struct([field.with_type(_plain(field.type)) for field in type_])
+    return type_
+
+
+def _as_plain(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    if array.type == type_:
+        return array
+    if isinstance(type_, pa.DictionaryType):
+        values = array.dictionary.cast(type_.value_type)
+        return pa.DictionaryArray.from_arrays(array.indices, values, ordered=type_.ordered)
+    return array.cast(type_)
 
 
 def _collected(data: Any) -> pa.Table:

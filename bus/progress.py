@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -22,13 +22,6 @@ class Bar:
         self._progress: Progress | None = None
         self._tasks: dict[int | None, TaskID] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
     def advance(self, rows: int, of: int | None) -> None:
         """`rows` are written, of so many."""
         if self._progress is None:
@@ -41,6 +34,11 @@ class Bar:
         if of not in self._tasks:
             self._tasks[of] = self._progress.add_task(self._title, total=of)
         self._progress.update(self._tasks[of], completed=rows)
+
+    def stop(self) -> None:
+        """Take the bar away, where one is shown."""
+        if self._progress is not None:
+            self._progress.stop()
 
 
 def _somebody_looks() -> bool:

@@ -8,7 +8,9 @@ needs no broker. A producer that dies earlier leaves only a staging directory, s
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,11 +21,12 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from bus import disk, strict_json
-from bus.errors import Code, JobConflict, Refused, Unavailable
-from bus.frames import ParquetOptions, check_file, write_parquet
+from bus.errors import Code, JobConflict, Refused, Unavailable, problem
+from bus.frames import ParquetOptions, Progress, check_file, write_parquet
 from bus.hashing import file_hash
 from bus.lake import COMMIT, MANIFEST
 from bus.model import (
+    ID_PATTERN,
     ArtifactEntry,
     CommitMarker,
     JobManifest,
@@ -33,12 +36,15 @@ from bus.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
 
     from bus.contract import Spec
     from bus.lake import Lake
     from bus.specs import Registry
+
+
+_ID = re.compile(ID_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,9 @@ class StagedJob:
 class Staging:
     """A job under construction. Use as a context manager: an exception discards it.
 
-    `job_id` defaults to `<time>__<producer>__<kind>__<8 hex>`, unique for each call. With a
-    `registry`, what a contract refuses is refused here, before it costs anybody anything.
-    `progress(rows, of)` is called while a table is written.
+    `job_id` defaults to `<time>__<producer>__<kind>__<8 hex>`, unique for each call. `kind` may be
+    empty where each artifact says its own. With a `registry`, what a contract refuses is refused
+    here, before it costs anybody anything. `progress(rows, of)` is called while a table is written.
     """
 
     lake: Lake
@@ -65,13 +71,16 @@ class Staging:
     job_id: str = ""
     options: ParquetOptions = field(default_factory=ParquetOptions)
     registry: Registry | None = None
-    progress: Callable[[int, int | None], None] = lambda *_: None
+    progress: Progress = lambda *_: None
     _path: Path = field(init=False)
     _entries: list[dict[str, Any]] = field(init=False, default_factory=list)
     _moved: list[tuple[Path, Path]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.job_id = self.job_id or new_job_id(self.producer, self.kind)
+        if not self.job_id:
+            kind = self.kind or "tables"
+            _refuse_unless_identifiers(producer=self.producer, kind=kind)
+            self.job_id = new_job_id(self.producer, kind)
         with _told():
             try:
                 self._path = self.lake.new_staging(self.job_id)
@@ -94,30 +103,35 @@ class Staging:
         `data` is anything with the Arrow PyCapsule interface (pyarrow, pandas, polars, DuckDB
         relations, RecordBatchReader: streamed), a list of dicts, or a path, which is copied
         (`move` renames it instead, for temporary files). `fields` are those of
-        `bus.model.ArtifactEntry`. Raises `Refused` (E601) for anything else, `Unavailable` when
-        the disk is full (E504) or fails (E505).
+        `bus.model.ArtifactEntry`. Raises `Refused`: E601 for anything else and for a file that may
+        not be read, E301 and E302 where there is no file, E304 for one that changes meanwhile,
+        E2xx for what the contract refuses; `Unavailable` when the disk is full (E504) or fails
+        (E505).
         """
         with _told():
             self._add(data, name, fields, move=move)
 
     def _add(self, data: Any, name: str | None, fields: dict[str, Any], *, move: bool) -> None:
-        label = name or fields.get("kind") or self.kind
+        kind = fields.get("kind") or self.kind
+        if not kind:
+            raise Refused("what kind of table is it?", code=Code.E103, where="kind")
         relpath = f"{len(self._entries):03d}.parquet"
         target = self._path / relpath
         rows: int | None = None
-        spec = self._spec(fields)
+        spec = self._spec(kind, fields.get("schema_version", 1))
         if isinstance(data, str | Path):
+            source = _Source(Path(data))
             if spec is not None:
-                check_file(Path(data), spec, relpath)
-            if _adopt(Path(data), target, move=move):
-                self._moved.append((Path(data), target))
+                check_file(source.path, spec, relpath)
+            if source.adopt(target, move=move):
+                self._moved.append((source.path, target))
         else:
             rows = write_parquet(
                 data, target, self.options, spec=spec, where=relpath, progress=self.progress
             )
         disk.sync_file(target)
         entry = {
-            "artifact_id": label,
+            "artifact_id": name or kind,
             "format": "parquet",
             "relpath": relpath,
             "size_bytes": target.stat().st_size,
@@ -126,11 +140,9 @@ class Staging:
         }
         self._entries.append(entry | {k: v for k, v in fields.items() if v is not None})
 
-    def _spec(self, fields: dict[str, Any]) -> Spec | None:
+    def _spec(self, kind: str, version: int) -> Spec | None:
         """The contract that the validator will hold the artifact against, where we know it."""
-        if self.registry is None:
-            return None
-        spec = self.registry.find(fields.get("kind") or self.kind, fields.get("schema_version", 1))
+        spec = self.registry.find(kind, version) if self.registry is not None else None
         return None if spec is None or spec.open else spec
 
     def submit(self, *, meta: dict[str, Any] | None = None, **fields: Any) -> StagedJob:
@@ -189,7 +201,7 @@ class Staging:
             "job_id": self.job_id,
             "run_id": self.run_id,
             "producer": self.producer,
-            "kind": self.kind,
+            "kind": self.kind or (self._entries[0].get("kind") if self._entries else None),
             "created_at_utc": iso(utc_now()),
             "artifacts": self._entries,
             "meta": meta,
@@ -228,6 +240,16 @@ def _told() -> Iterator[None]:
         raise Unavailable.of_system(error) from error
 
 
+def _refuse_unless_identifiers(**words: Any) -> None:
+    found = [
+        problem(Code.E104, name, f"{word[:160]!r} is not an identifier")
+        for name, word in words.items()
+        if isinstance(word, str) and not _ID.fullmatch(word)  # other types: the manifest says so
+    ]
+    if found:
+        raise Refused.of(found)
+
+
 def new_job_id(producer: str, kind: str) -> str:
     """`2026-01-08T05-12-33Z__baseline__alerts__1f3a9c0e`: sorts by time, never repeats."""
     moment = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
@@ -238,21 +260,57 @@ def _files(entries: list[ArtifactEntry]) -> dict[str, str]:
     return {entry.artifact_id: entry.sha256 or "" for entry in entries}
 
 
-def _adopt(source: Path, target: Path, *, move: bool) -> bool:
-    """Copy a file into the job, or move it there: then True, and `discard` must give it back."""
-    if not source.is_file():
-        raise Refused(f"no file {source}", code=Code.E301, where=str(source))
-    if move:
+@dataclass(slots=True)
+class _Source:
+    """A caller's file, as it was when we first looked."""
+
+    path: Path
+    _seen: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._seen = self._look()
+
+    def _look(self) -> tuple[int, ...]:
         try:
-            disk.move(source, target)
-        except OSError:
-            pass  # another file system: copy instead
-        else:
-            return True
-    disk.copy_file(source, target)
-    if move:
-        disk.remove(source)
-    return move
+            found = self.path.stat()
+        except PermissionError as error:
+            raise self._unreadable(error) from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise self._refused(Code.E301, f"no such file ({_reason(error)})") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise self._refused(Code.E302, "a directory or a device, not a file")
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def adopt(self, target: Path, *, move: bool) -> bool:
+        """Copy it into the job, or move it there: then True, and `discard` must give it back."""
+        if move:
+            try:
+                disk.move(self.path, target)
+            except OSError:
+                pass  # another file system: copy instead
+            else:
+                return True
+        try:
+            disk.copy_file(self.path, target)
+        except PermissionError as error:
+            raise self._unreadable(error) from None
+        if self._look() != self._seen:
+            hint = "Submit it when it is complete."
+            raise self._refused(Code.E304, "the file changed while it was copied", hint)
+        if move:
+            disk.remove(self.path)
+        return move
+
+    def _unreadable(self, error: OSError) -> Refused:
+        hint = "Give the user who runs this the right to read it."
+        return self._refused(Code.E601, _reason(error), hint)
+
+    def _refused(self, code: Code, message: str, hint: str | None = None) -> Refused:
+        return Refused(message, code=code, where=str(self.path)[:1000], hint=hint)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _give_back(target: Path, source: Path) -> None:

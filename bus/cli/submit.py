@@ -138,6 +138,7 @@ def submit(
         job_id=job_id,
         meta=meta,
         after=[*after] or None,
+        required=True,
     )
     return _answer(bus, job, rung=heard == [True], wait_s=timeout if wait else None)
 

@@ -147,7 +147,7 @@ def test_a_file_that_was_handed_over_comes_back_when_the_disk_is_full(tmp_path: 
         given = root / "given.parquet"
         pq.write_table(table(1, rows=50_000), given)
         with full(root, blocks_left=0), pytest.raises(Unavailable):  # noqa: SIM117 - one is the subject
-            with bus.job(kind="signals", producer="tests") as draft:
+            with bus.job(kind="signals", producer="tests", required=True) as draft:
                 draft.add(given, move=True)
         assert pq.read_table(given) == table(1, rows=50_000)
         assert os.listdir(bus.lake.inbox) == []

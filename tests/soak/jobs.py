@@ -91,7 +91,7 @@ class Plan:
         """Hand it in, each file by way of `path`; None when another job of its id waits."""
         inputs = ["job:no-such-job/t0"] if self.rejected_as == "E401" else None
         try:
-            with bus.job(kind=KIND, producer="soak", job_id=self.job_id) as draft:
+            with bus.job(kind=KIND, producer="soak", job_id=self.job_id, required=True) as draft:
                 for i, number in enumerate(self.numbers):
                     data = parquet(number)
                     if self.rejected_as == "E308" and i == 0:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bus.columns import Column
+from bus.contract import Spec
 from bus.errors import Code, Refused
 from bus.frames import ParquetOptions, as_reader, check_file, write_parquet
 from bus.specs import Registry
@@ -33,6 +35,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "a pandas frame": lambda: pd.DataFrame({"x": [1, 2, 3], "y": ["a", "b", None]}),
     "a polars frame": lambda: pl.DataFrame(ROWS),
     "a polars lazy frame": lambda: pl.LazyFrame(ROWS),
+    "polars categories": lambda: pl.DataFrame(ROWS).with_columns(pl.col("y").cast(pl.Categorical)),
     "a DuckDB relation": from_duckdb,
     "a list of dicts": lambda: pa.table(ROWS).to_pylist(),
 }
@@ -88,6 +91,61 @@ def test_pages_carry_checksums_and_statistics(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(OSError, match="CRC"):
         pq.read_table(path, page_checksum_verification=True)
+
+
+# ── in the contract's order ─────────────────────────────────────────────────────────────────────
+
+CANDLES = Spec(
+    "candles",
+    columns=(Column("ts", pa.int64(), nullable=False), Column("mint", pa.string())),
+    sort_by=("ts", "mint"),
+)
+UNORDERED = {"ts": [3, 1, 2, 1], "mint": ["a", "b", None, "a"], "x": [0, 1, 2, 3]}
+IN_ORDER = {"ts": [1, 1, 2, 3], "mint": ["a", "b", None, "a"], "x": [3, 1, 2, 0]}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pa.table,
+        lambda rows: pa.table(rows).to_reader(max_chunksize=1),
+        pd.DataFrame,
+        pl.DataFrame,
+        lambda rows: pl.DataFrame(rows).with_columns(pl.col("mint").cast(pl.Categorical)),
+    ],
+    ids=["pyarrow", "stream", "pandas", "polars", "categories"],
+)
+def test_rows_lie_in_the_order_of_the_contract_and_the_file_says_so(
+    make: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.parquet"
+    write_parquet(make(UNORDERED), path, ParquetOptions(), spec=CANDLES)
+    assert pq.read_table(path).to_pydict() == IN_ORDER
+    (first, second) = pq.read_metadata(path).row_group(0).sorting_columns
+    assert [(first.column_index, first.descending), second.column_index] == [(0, False), 1]
+    write_parquet(make(UNORDERED), path, ParquetOptions(sort=False), spec=CANDLES)
+    assert pq.read_table(path).to_pydict() == UNORDERED
+    assert not pq.read_metadata(path).row_group(0).sorting_columns
+
+
+def test_each_row_group_is_ordered_by_itself_so_that_a_stream_stays_a_stream(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "t.parquet"
+    options = ParquetOptions(row_group_rows=2)
+    write_parquet(pa.table(UNORDERED).to_reader(1), path, options, spec=CANDLES)
+    assert pq.read_table(path)["ts"].to_pylist() == [1, 3, 1, 2]
+
+
+def test_the_same_rows_in_another_order_are_the_same_file(tmp_path: Path) -> None:
+    files = []
+    for number, rows in enumerate((UNORDERED, IN_ORDER)):
+        files.append(tmp_path / f"{number}.parquet")
+        write_parquet(pa.table(rows), files[-1], ParquetOptions(), spec=CANDLES)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+# ── against the contract ────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bus import disk
 from bus.client import Bus, NotSubmitted
 from bus.errors import Code, Refused, Unavailable
 from bus.model import JobState
@@ -40,6 +42,43 @@ def test_a_producer_goes_on_with_a_warning(bus: Bus, tmp_path: Path) -> None:
     assert job.answer() is None
     with pytest.raises(Unavailable):
         job.wait(1)
+
+
+def test_a_job_of_several_tables_runs_to_its_end_and_warns_once_where_it_was_written(
+    bus: Bus, recwarn: pytest.WarningsRecorder
+) -> None:
+    added = []
+    with bus.job(producer="tests", kind="signals") as job:
+        for name in ("one", "two"):
+            job.add(pa.table({"x": [1]}), name=name)
+            added.append(name)
+    assert added == ["one", "two"]
+    assert [warning.filename for warning in recwarn] == [__file__]
+    assert job.job.status is JobState.UNKNOWN
+    with pytest.raises(Unavailable), bus.job(producer="tests", kind="signals", required=True):
+        pass
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_job_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    bus = Bus(Settings.load(tmp_path / "lake"))
+    mine = tmp_path / "mine.parquet"
+    pq.write_table(pa.table({"x": [1]}), mine)
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with bus.job(producer="tests", kind="signals") as job:
+        job.add(mine, name="one", move=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "sync_file", full)
+            job.add(pa.table({"x": [2]}), name="two")
+        job.add(pa.table({"x": [3]}), name="three")
+    assert [warning.category for warning in recwarn] == [NotSubmitted]
+    assert job.job.status is JobState.UNKNOWN
+    assert not any(bus.lake.inbox.iterdir())
+    assert pq.read_table(mine).to_pydict() == {"x": [1]}
 
 
 def test_required_by_the_call_or_by_the_environment_it_raises(
