@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,7 +32,7 @@ class ParquetOptions:
     """How tables become Parquet: zstd, statistics, page checksums unless told otherwise.
 
     `row_group_rows`: rows of a row group, fewer where rows are so wide that it would be larger than
-    256 MiB; as much is held in memory. `sort`: each row group in the order that the kind's contract
+    256 MiB; twice as much is held in memory. `sort`: each row group in the order that the kind's contract
     names, so that readers can skip by statistics; False keeps the order of the rows.
     """
 
@@ -81,20 +82,31 @@ def _write(
         judge.look_at(reader)
         judge.conclude()
     rows = 0
-    with pq.ParquetWriter(
-        target,
-        reader.schema,
-        compression=options.compression,
-        compression_level=options.compression_level,
-        write_page_checksum=True,
-        sorting_columns=_sorting(reader.schema, order),
-    ) as writer:
+    with (
+        pq.ParquetWriter(
+            target,
+            reader.schema,
+            compression=options.compression,
+            compression_level=options.compression_level,
+            write_page_checksum=True,
+            sorting_columns=_sorting(reader.schema, order),
+        ) as writer,
+        # While one group is compressed, the next one is computed, checked and sorted. Not the other
+        # way round: the caller's stream may be bound to the caller's thread.
+        ThreadPoolExecutor(1, "bus-parquet") as thread,
+    ):
+        writing: Future[None] | None = None
         for group in _row_groups(reader, options.row_group_rows):
             if judge is not None:
                 judge.look_at(group.to_batches())
-            writer.write_table(_ordered(group, order), row_group_size=options.row_group_rows)
+            ordered = _ordered(group, order)
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(writer.write_table, ordered, options.row_group_rows)
             rows += group.num_rows
             progress(rows, total)
+        if writing is not None:
+            writing.result()
     if judge is not None:
         judge.conclude()
     return rows

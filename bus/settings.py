@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bus.errors import Code, Refused, problem
 
-CONFIG_NAMES = ("bus.toml", "bus_config.json")
+CONFIG_NAMES = ("bus.toml", "bus_config.json", "scripts/bus_config.json")
 
 _TRADABLE = "mint IS NOT NULL AND chain IN ('solana', 'evm')"
 BUILT_IN_EXPORTS: dict[str, str] = {
@@ -199,10 +199,14 @@ def _read_config(path: Path | None) -> dict[str, Any]:
 
 
 def _from_documents_config(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The source documents' bus_config.json in our words (`duckdb_path` names an old database)."""
+    """The source documents' bus_config.json in our words (`duckdb_path` names an old database).
+
+    They keep it in scripts/, and name paths from the directory above that.
+    """
     found: dict[str, Any] = {}
+    folder = path.parent.parent if path.parent.name == "scripts" else path.parent
     if "bus_root" in values:
-        found["lake"] = path.parent / Path(values["bus_root"]).parent
+        found["lake"] = folder / Path(values["bus_root"]).parent
     if "poll_interval_s" in values:
         found["sweep_interval_s"] = values["poll_interval_s"]
     if "lock_timeout_s" in values:

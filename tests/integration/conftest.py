@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +12,7 @@ import pytest
 
 from bus import app
 from bus.client import Bus
+from bus.producers import schemas
 from bus.settings import Settings
 from bus.supervisor import running
 
@@ -42,6 +46,19 @@ def producer(live_bus: Bus) -> Bus:
     app.use(live_bus.settings)
     app.app.conf.update(app.configuration(live_bus.settings, live_bus.broker.address))
     return live_bus
+
+
+@pytest.fixture(scope="session")
+def node_package() -> Path:
+    """The TypeScript package, built; without Node or its modules a skip, but not in CI."""
+    package = Path(schemas.__file__).parent / "typescript"
+    if shutil.which("node") and (package / "node_modules" / ".installed").exists():
+        subprocess.run(["npm", "run", "--silent", "build"], cwd=package, check=True, timeout=60)
+        return package
+    message = "no Node 20 with the package's modules: `make node`"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def processes_of(lake: Lake) -> dict[int, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,20 +51,8 @@ def shared_table() -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def vitest() -> Path:
-    """The test runner; where it is not installed, tests of this module are skipped, but not in CI."""
-    runner = PACKAGE / "node_modules" / ".bin" / "vitest"
-    if shutil.which("node") and runner.exists():
-        return runner
-    message = "no Node 20 with the package's modules: `make node`"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
-
-
-@pytest.fixture(scope="module")
 def live(
-    vitest: Path, live_bus: Bus, tmp_path_factory: pytest.TempPathFactory
+    node_package: Path, live_bus: Bus, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """The results of the live tests, by name, and the figures they took."""
     mine: dict[str, Any] = {"producer": "python", "run_id": "python"}
@@ -86,8 +73,8 @@ def live(
     own = {"BUS_LAKE": str(live_bus.lake.root), "BUS_TS_FIGURES": str(figures)}
     config = ("--config", "vitest.live.config.ts", "--reporter=json", f"--outputFile={report}")
     done = subprocess.run(
-        [vitest, "run", *config],
-        cwd=PACKAGE,
+        [node_package / "node_modules" / ".bin" / "vitest", "run", *config],
+        cwd=node_package,
         env={k: v for k, v in os.environ.items() if not k.startswith("BUS_")} | own,
         capture_output=True,
         text=True,

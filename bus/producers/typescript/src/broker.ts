@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { readFile, realpath } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 
-import { BusError, problem } from "./errors.js";
+import { problem, Unavailable } from "./errors.js";
 import type { Lake } from "./lake.js";
 
 /** What we need of an ioredis client; give your own to share its settings. */
@@ -79,7 +79,7 @@ export class Broker {
   async blocking(): Promise<Connection> {
     const connection = await connect(this.lake, this.options, true);
     if (connection === undefined) {
-      throw new BusError(problem("E501", this.lake.root, "no Redis: no bus runs on this lake, or ioredis is not installed"));
+      throw new Unavailable(problem("E501", this.lake.root, "no Redis: no bus runs on this lake, or ioredis is not installed"));
     }
     return connection;
   }

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import type { DuckDBConnection, DuckDBInstance } from "@duckdb/node-api";
 
-import { BusError, problem } from "./errors.js";
+import { BusError, problem, Unavailable } from "./errors.js";
 import type { Lake } from "./lake.js";
 
 type Duck = typeof import("@duckdb/node-api");
@@ -59,7 +59,7 @@ export class Catalog {
         return db;
       }
       if (performance.now() > deadline) {
-        throw new BusError(problem("E508", this.lake.catalog, `the catalog does not show commit ${this.#wantedSeq} yet`));
+        throw new Unavailable(problem("E508", this.lake.catalog, `the catalog does not show commit ${this.#wantedSeq} yet`));
       }
       await sleep(10);
     }
@@ -91,7 +91,7 @@ export class Catalog {
     } catch (error) {
       this.#drop();
       if (error instanceof BusError) throw error;
-      throw new BusError(problem("E508", this.lake.catalog, String(error)), [], { cause: error });
+      throw new Unavailable(problem("E508", this.lake.catalog, String(error)), [], { cause: error });
     }
   }
 
@@ -126,7 +126,7 @@ async function duckdb(): Promise<Duck> {
     return await import("@duckdb/node-api");
   } catch (error) {
     const hint = "Run `npm install @duckdb/node-api`.";
-    throw new BusError(problem("E508", "@duckdb/node-api", "not installed", hint), [], { cause: error });
+    throw new Unavailable(problem("E508", "@duckdb/node-api", "not installed", hint), [], { cause: error });
   }
 }
 

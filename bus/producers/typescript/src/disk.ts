@@ -5,7 +5,7 @@ import { constants } from "node:fs";
 import { copyFile, type FileHandle, mkdir, open, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 
-import { BusError, isSystem, problem } from "./errors.js";
+import { BusError, problem } from "./errors.js";
 
 const CHUNK_BYTES = 1 << 20;
 
@@ -67,22 +67,35 @@ export function sha256(data: Uint8Array | string): string {
 /**
  * Copy a producer's file, sharing its blocks where the file system can.
  *
- * Rejects with E301 (no such file), E302 (a directory or another thing that is no file) or E304 (it
- * was written to while we copied).
+ * Rejects with E301 (no such file), E302 (a directory or another thing that is no file), E304 (it was
+ * written to while we copied) or E601 (we may not read it).
  */
 export async function adopt(source: string, target: string): Promise<void> {
   const before = await facts(source);
-  await copyFile(source, target, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL);
+  await copyFile(source, target, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL).catch(unreadable(source));
   if ((await facts(source)) !== before) {
     throw new BusError(problem("E304", source, "the file changed while it was copied", "Submit it when it is complete."));
   }
 }
 
+/** What keeps us from a producer's file is the producer's to mend, and no fault of the lake's disk. */
+function unreadable(path: string): (error: unknown) => never {
+  return (error) => {
+    const named = error instanceof Error && "code" in error ? String(error.code) : "";
+    // ERR_INVALID_ARG_VALUE: a NUL in the name
+    if (["ENOENT", "ENOTDIR", "ENAMETOOLONG", "ELOOP", "ERR_INVALID_ARG_VALUE"].includes(named)) {
+      throw new BusError(problem("E301", path, "no such file"), [], { cause: error });
+    }
+    if (named === "EACCES" || named === "EPERM") {
+      const hint = "Give the user who runs this the right to read it.";
+      throw new BusError(problem("E601", path, "may not be read", hint), [], { cause: error });
+    }
+    throw error;
+  };
+}
+
 async function facts(path: string): Promise<string> {
-  const found = await stat(path, { bigint: true }).catch((error: unknown) => {
-    if (!isSystem(error, "ENOENT", "ENOTDIR", "ENAMETOOLONG")) throw error;
-    throw new BusError(problem("E301", path, "no such file"), [], { cause: error });
-  });
+  const found = await stat(path, { bigint: true }).catch(unreadable(path));
   if (!found.isFile()) throw new BusError(problem("E302", path, "not a regular file"));
   return [found.ino, found.size, found.mtimeNs].join(" ");
 }

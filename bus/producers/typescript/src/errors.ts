@@ -2,7 +2,8 @@
 //
 //   BusError          everything this package rejects with
 //   ├── Rejected      the bus refused the job; carries every problem
-//   └── WaitTimeout   no answer yet: the job is safe, ask again later
+//   ├── WaitTimeout   no answer yet: the job is safe, ask again later
+//   └── Unavailable   the disk, Redis or the catalog is away: nothing is lost, try again
 
 import { codes, type ErrorCode, type RejectReason } from "./documents.js";
 
@@ -55,6 +56,11 @@ export class WaitTimeout extends BusError {
   override readonly name = "WaitTimeout";
 }
 
+/** Infrastructure is away; what was handed in before is safe. */
+export class Unavailable extends BusError {
+  override readonly name = "Unavailable";
+}
+
 /** An error made of problems, of which there is at least one. */
 export function refused(found: readonly Problem[]): BusError {
   const [first, ...more] = found;
@@ -63,11 +69,11 @@ export function refused(found: readonly Problem[]): BusError {
 
 const FULL = new Set(["ENOSPC", "EDQUOT"]);
 
-/** What the operating system refused as a `BusError` (E504 full disk, E505); others as they are. */
+/** What the operating system refused as `Unavailable` (E504 full disk, E505); others as they are. */
 export function ofSystem(error: unknown): unknown {
   if (error instanceof BusError || !isSystem(error)) return error;
   const code = FULL.has(error.code ?? "") ? "E504" : "E505";
-  return new BusError(problem(code, error.path ?? "", error.message), [], { cause: error });
+  return new Unavailable(problem(code, error.path ?? "", error.message), [], { cause: error });
 }
 
 /** Whether `error` came from the operating system, with one of these codes if any are given. */

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import { Broker, type Connection, hold, type RedisClient, type RedisOptions } from "./broker.js";
 import type { ErrorCode } from "./documents.js";
-import { BusError, problem } from "./errors.js";
+import { BusError, problem, Unavailable } from "./errors.js";
 import { findLake } from "./lake.js";
 
 /** What happened to one job. */
@@ -116,7 +116,7 @@ export class EventFeed {
       this.#last = from ?? (await lastId(client, `${prefix}bus:events`));
     } catch (error) {
       this.stop();
-      throw error instanceof BusError ? error : new BusError(problem("E501", "redis", String(error)), [], { cause: error });
+      throw error instanceof BusError ? error : new Unavailable(problem("E501", "redis", String(error)), [], { cause: error });
     }
   }
 

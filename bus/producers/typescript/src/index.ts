@@ -11,7 +11,7 @@ export type {
 } from "./store.js";
 export { codes } from "./documents.js";
 export type { ErrorCode, JobManifest, JobState, Provenance, Receipt, ReceiptArtifact, RejectReason } from "./documents.js";
-export { BusError, Rejected, WaitTimeout } from "./errors.js";
+export { BusError, Rejected, Unavailable, WaitTimeout } from "./errors.js";
 export type { Problem } from "./errors.js";
 export { onCommitted } from "./events.js";
 export type { BusEvent, EventFilter, SubscribeOptions, Subscription } from "./events.js";

@@ -6,7 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import type { Broker } from "./broker.js";
 import type { JobState, Receipt, RejectReason } from "./documents.js";
-import { isSystem, problem, Rejected, WaitTimeout } from "./errors.js";
+import { isSystem, problem, Rejected, type Unavailable, WaitTimeout } from "./errors.js";
 import { EventFeed } from "./events.js";
 import { exists, type Lake, RECEIPT, REJECT_REASON, STATES, VERDICT } from "./lake.js";
 
@@ -20,30 +20,45 @@ export interface WaitOptions {
   timeoutMs?: number;
 }
 
-/** A submitted job. */
+/** A submitted job; or one that could not be submitted and was not required, then `error` says why. */
 export class Job {
+  readonly #lake: Lake;
+  readonly #broker: Broker;
+
   constructor(
     readonly jobId: string,
     readonly submissionId: string,
-    private readonly lake: Lake,
-    private readonly broker: Broker,
-  ) {}
+    lake: Lake,
+    broker: Broker,
+    readonly error?: Unavailable,
+  ) {
+    this.#lake = lake;
+    this.#broker = broker;
+  }
+
+  /** Whether it was submitted: then it is safe, whatever happens. */
+  get success(): boolean {
+    return this.error === undefined;
+  }
 
   /** Where the job is now. */
   async status(): Promise<JobState> {
+    if (this.error !== undefined) return "unknown";
     for (const [state, directory] of STATES) {
-      if (await isDirectory(join(this.lake.state(directory), this.jobId))) return state;
+      if (await isDirectory(join(this.#lake.state(directory), this.jobId))) return state;
     }
     return "unknown";
   }
 
   /**
    * The receipt, as soon as the job is committed. Rejects with `Rejected` and every problem, with
-   * `WaitTimeout` (E506; the job is safe) after `timeoutMs`, or with the signal's reason.
+   * `WaitTimeout` (E506; the job is safe) after `timeoutMs`, with the signal's reason, or at once with
+   * `error` where nothing was submitted.
    */
   async done({ signal, timeoutMs = Number.POSITIVE_INFINITY }: WaitOptions = {}): Promise<Receipt> {
+    if (this.error !== undefined) throw this.error;
     const deadline = performance.now() + timeoutMs;
-    const listener = listenersOf(this.broker).add(this.jobId);
+    const listener = listenersOf(this.#broker).add(this.jobId);
     let pauseMs = FIRST_LOOK_MS;
     try {
       for (;;) {
@@ -65,8 +80,9 @@ export class Job {
 
   /** The answer that lies in the job's directory: to this submission, or undefined so far. */
   async answer(): Promise<Receipt | RejectReason | undefined> {
+    if (this.error !== undefined) return undefined;
     for (const [directory, name] of [["processed", RECEIPT], ["rejected", REJECT_REASON]] as const) {
-      for await (const path of this.#submissions(this.lake.state(directory))) {
+      for await (const path of this.#submissions(this.#lake.state(directory))) {
         const found = (await json(join(path, name))) as Receipt | RejectReason | undefined;
         if (found === undefined) continue;
         if (found.submission_id === this.submissionId) return found;

@@ -3,7 +3,7 @@
 
 import { readFile, stat } from "node:fs/promises";
 import { homedir } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 
 import { parse } from "smol-toml";
 
@@ -96,6 +96,8 @@ async function locate(named: string | undefined): Promise<Lake> {
   return new Lake(root, settings);
 }
 
+const CONFIG_NAMES = ["bus.toml", "bus_config.json", join("scripts", "bus_config.json")] as const;
+
 interface Config extends Settings {
   lake?: string;
 }
@@ -103,7 +105,7 @@ interface Config extends Settings {
 async function readConfig(lake: string | undefined): Promise<Config> {
   const named = process.env["BUS_CONFIG"];
   const paths = named === undefined
-    ? [...(lake === undefined ? [] : [lake]), ...upward(process.cwd())].map((folder) => join(folder, "bus.toml"))
+    ? [...(lake === undefined ? [] : [lake]), ...upward(process.cwd())].flatMap((folder) => CONFIG_NAMES.map((name) => join(folder, name)))
     : [resolve(expanded(named))];
   for (const path of paths) {
     const text = await readFile(path, "utf8").catch((error: unknown) => {
@@ -118,6 +120,7 @@ async function readConfig(lake: string | undefined): Promise<Config> {
 function parsed(text: string, path: string): Config {
   let values: Record<string, unknown>;
   try {
+    if (path.endsWith(".json")) return ofDocuments(JSON.parse(text) as { bus_root?: unknown }, path);
     values = parse(text);
   } catch (error) {
     throw new BusError(problem("E103", path, String(error)), [], { cause: error });
@@ -129,6 +132,12 @@ function parsed(text: string, path: string): Config {
   if (typeof prefix === "string") config.redisPrefix = prefix;
   if (typeof shown === "string") config.publicRoot = shown;
   return config;
+}
+
+/** The source documents' bus_config.json: they keep it in scripts/, and name paths from above that. */
+function ofDocuments({ bus_root: root }: { bus_root?: unknown }, path: string): Config {
+  const folder = basename(dirname(path)) === "scripts" ? dirname(dirname(path)) : dirname(path);
+  return typeof root === "string" ? { lake: dirname(resolve(folder, root)) } : {};
 }
 
 async function runningLake(): Promise<string | undefined> {

@@ -3,12 +3,12 @@
 import { randomUUID } from "node:crypto";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import type { RedisOptions } from "./broker.js";
 import { Catalog, csvToParquet } from "./catalog.js";
-import { BusError, isSystem, problem } from "./errors.js";
+import { BusError, isSystem, problem, Unavailable } from "./errors.js";
 import type { WaitOptions } from "./job.js";
 import { findLake, type Lake } from "./lake.js";
 import { newJobId } from "./staging.js";
@@ -105,7 +105,14 @@ export class ArtifactStoreClient {
   readonly #runId = randomUUID();
   #opened: Promise<{ lake: Lake; catalog: Catalog; journal: Journal }> | undefined;
 
-  constructor(private readonly options: StoreOptions = {}) {}
+  private readonly options: StoreOptions;
+
+  constructor(options?: StoreOptions);
+  /** As the documents make one: LAKE/manifest/manifest.sqlite, LAKE/artifacts. No Python is needed. */
+  constructor(manifestDb: string, artifactsRoot: string, pythonEnv?: string);
+  constructor(options: StoreOptions | string = {}, artifactsRoot?: string, _pythonEnv?: string) {
+    this.options = typeof options === "string" ? { lake: lakeOf(options, artifactsRoot) } : options;
+  }
 
   /** Rejects with E511 when there is none of that id. */
   async getArtifact(artifactId: string): Promise<Artifact> {
@@ -216,7 +223,7 @@ export class ArtifactStoreClient {
     const receipt = await (await submitArtifact(submission)).done(this.#waiting(options));
     await this.#visible(receipt.seq);
     const [made] = receipt.artifacts;
-    if (made === undefined) throw new BusError(problem("E505", receipt.job_id, "a receipt without an artifact"));
+    if (made === undefined) throw new Unavailable(problem("E505", receipt.job_id, "a receipt without an artifact"));
     const mode = made.mode as NonNullable<PublishResult["mode"]> | undefined;
     if (made.deduped) {
       return { deduped: true, ...(mode !== undefined && { mode }), existingArtifactId: made.artifact_id };
@@ -260,7 +267,7 @@ export class ArtifactStoreClient {
 
   #reach(lake: Lake) {
     const { lake: _, timeoutMs: __, ...redis } = this.options;
-    return { ...redis, lake: lake.root };
+    return { ...redis, lake: lake.root, required: true };
   }
 
   #waiting(options: WaitOptions): WaitOptions {
@@ -276,6 +283,14 @@ export class ArtifactStoreClient {
     const rows = await catalog.select<Found>(`${SELECT_ARTIFACTS} WHERE ${condition} ${NEWEST_FIRST} LIMIT ${Math.trunc(limit)}`, values);
     return Promise.all(rows.map((row) => asArtifact(row, journal)));
   }
+}
+
+/** The lake that the documents' two paths belong to. Throws E103 where they are not of one lake. */
+function lakeOf(manifestDb: string, artifactsRoot: string | undefined): string {
+  const lake = dirname(dirname(resolve(manifestDb)));
+  if (artifactsRoot === undefined || dirname(resolve(artifactsRoot)) === lake) return lake;
+  const hint = "Give LAKE/manifest/manifest.sqlite and LAKE/artifacts.";
+  throw new BusError(problem("E103", "artifactsRoot", `${manifestDb} and ${artifactsRoot} are not of one lake`, hint));
 }
 
 /** A row of SELECT_ARTIFACTS. */

@@ -1,13 +1,15 @@
 // Handing in tables: durable when the promise resolves, whether or not a bus runs.
 
+import { dirname, resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 
 import { brokerOf, type RedisOptions } from "./broker.js";
 import type { JobManifest, Provenance } from "./documents.js";
-import { BusError, problem } from "./errors.js";
+import { BusError, problem, Unavailable } from "./errors.js";
 import { Job } from "./job.js";
 import { findLake } from "./lake.js";
-import { newJobId, stage, type Table } from "./staging.js";
+import { newJobId, stage, type Staged, type Table } from "./staging.js";
+import { checkedId } from "./manifest.js";
 import type { Columns, Row } from "./table.js";
 
 /** One table, and the job it belongs to. */
@@ -53,15 +55,24 @@ export interface JobOptions extends RedisOptions {
   jobId?: string;
   /** Default: `BUS_LAKE`, bus.toml, a running bus, `./data`. */
   lake?: string;
+  /** The documents' name for `LAKE/bus`. */
+  busRoot?: string;
   provenance?: Provenance;
+  /**
+   * Whether a job that cannot even be written (a full or a failing disk) is an error. Default: what
+   * `BUS_REQUIRED` says, else false: the program is warned and goes on.
+   */
+  required?: boolean;
 }
 
 /**
  * Hand in one table as a job of its own.
  *
  * Rejects with `BusError`: what is no table (E601), no file (E301, E302), a bad field (E102 to E109),
- * a jobId that waits with other content (E105), a full or failing disk (E504, E505). Then nothing was
- * submitted and nothing is left behind. A bus that is not running is no error: the job waits.
+ * a jobId that waits with other content (E105). Then nothing was submitted and nothing is left behind.
+ * A bus that is not running is no error: the job waits. A full or failing disk (E504, E505) is one
+ * where the job is `required`, or `BUS_REQUIRED` says so; else the program is warned (NotSubmitted),
+ * and gets a job whose `error` says what was wrong and whose `done()` rejects with it.
  */
 export function submitArtifact(submission: Submission): Promise<Job> {
   return submitArtifacts([submission]);
@@ -75,7 +86,7 @@ export async function submitArtifacts(submissions: readonly Submission[], option
   const { runId: run_id, producer, kind } = first;
   const head: JobManifest = {
     version: 1,
-    job_id: job.jobId ?? newJobId(producer, kind),
+    job_id: job.jobId ?? newJobId(checkedId(producer, "producer"), checkedId(kind, "kind")),
     run_id,
     producer,
     kind,
@@ -88,15 +99,35 @@ export async function submitArtifacts(submissions: readonly Submission[], option
 
 /** Stage a job, then ring. */
 export async function submitJob(tables: readonly Table[], head: JobManifest, options: JobOptions): Promise<Job> {
-  const lake = await findLake(options.lake);
+  const lake = await findLake(lakeOf(options));
   const broker = brokerOf(lake, options);
   broker.warm(); // connects while the files are written
-  const { jobId, submissionId } = await stage(lake, tables, head);
-  await broker.ring(jobId);
-  return new Job(jobId, submissionId, lake, broker);
+  let staged: Staged;
+  try {
+    staged = await stage(lake, tables, head);
+  } catch (error) {
+    if (!(error instanceof Unavailable) || isRequired(options)) throw error;
+    process.emitWarning(`not submitted, the program goes on without: ${error.message}`, "NotSubmitted");
+    return new Job(head.job_id, "", lake, broker, error);
+  }
+  await broker.ring(staged.jobId);
+  return new Job(staged.jobId, staged.submissionId, lake, broker);
 }
 
-const OF_THE_JOB = ["runId", "producer", "meta", "jobId", "lake", "provenance", "redis", "redisPrefix"] as const;
+function lakeOf({ lake, busRoot }: JobOptions): string | undefined {
+  if (busRoot === undefined) return lake;
+  if (lake !== undefined) throw new BusError(problem("E103", "busRoot", "`lake` names the same thing", "Give one of them."));
+  return dirname(resolve(busRoot));
+}
+
+function isRequired({ required }: JobOptions): boolean {
+  return required ?? ["1", "true", "yes", "on"].includes((process.env["BUS_REQUIRED"] ?? "").toLowerCase());
+}
+
+const OF_THE_JOB = [
+  ...(["runId", "producer", "meta", "jobId", "provenance", "required"] as const),
+  ...(["lake", "busRoot", "redis", "redisPrefix"] as const),
+];
 
 /** What the job as a whole is said to be; who says it twice must say the same. */
 function agreed(submissions: readonly Submission[], options: JobOptions): JobOptions {

@@ -91,8 +91,8 @@ test.each(["000.parquet", "manifest.json", "COMMIT"])("a disk that is full at %s
   const parquetPath = await newFile(lake);
   fs.full = name;
   try {
-    expect(await rejection(submitArtifact({ ...MINE, lake, rows: ROWS }))).toMatchObject({ code: "E504" });
-    if (name !== "000.parquet") expect(await rejection(submitArtifact({ ...MINE, lake, parquetPath }))).toMatchObject({ code: "E504" });
+    expect(await rejection(submitArtifact({ ...MINE, lake, rows: ROWS, required: true }))).toMatchObject({ code: "E504" });
+    if (name !== "000.parquet") expect(await rejection(submitArtifact({ ...MINE, lake, parquetPath, required: true }))).toMatchObject({ code: "E504" });
   } finally {
     fs.full = "";
   }

@@ -40,6 +40,17 @@ test("the lake is, in this order: what is said, BUS_LAKE, bus.toml, a running bu
   expect((await findLake(join(home, "said"))).root).toBe(join(home, "said"));
 });
 
+test("the documents' bus_config.json names the lake by its bus_root, from above scripts/", async () => {
+  await put("project/scripts/bus_config.json", '{"bus_root": "data/bus", "poll_interval_s": 1.0}');
+  expect((await findLake()).root).toBe(join(home, "project/data"));
+  await put("project/bus_config.json", '{"bus_root": "other/bus"}');
+  expect((await findLake()).root).toBe(join(home, "project/other"));
+  await put("project/bus.toml", 'lake = "lakes/one"');
+  expect((await findLake()).root).toBe(join(home, "project/lakes/one"));
+  vi.stubEnv("BUS_CONFIG", join(home, "project/scripts/bus_config.json"));
+  expect((await findLake()).root).toBe(join(home, "project/data"));
+});
+
 test("a bus.toml that cannot be read is an error, not another lake", async () => {
   await put("project/bus.toml", "lake = ");
   await expect(findLake()).rejects.toMatchObject({ code: "E103", where: join(home, "project/bus.toml") });

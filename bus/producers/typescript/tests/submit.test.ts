@@ -111,7 +111,10 @@ test.each([
   ["a job id with NUL", { jobId: "a\0b" }, "E104", "jobId"],
   ["a job id of 300 characters", { jobId: long }, "E104", "jobId"],
   ["a job id that ends in a newline", { jobId: "job\n" }, "E104", "jobId"],
-  ["an emoji for a kind", { kind: "🚀" }, "E104", "jobId"],
+  ["an emoji for a kind", { kind: "🚀" }, "E104", "kind"],
+  ["no kind", { kind: undefined as never }, "E104", "kind"],
+  ["a producer with a slash", { producer: "a/b" }, "E104", "producer"],
+  ["a lake by two names", { busRoot: "x/bus" }, "E103", "busRoot"],
   ["a name with a slash", { artifactId: "a/b" }, "E104", "manifest.json.artifacts[0].artifact_id"],
   ["a name of 300 characters", { artifactId: long }, "E104", "manifest.json.artifacts[0].artifact_id"],
   ["an empty run id", { runId: "" }, "E104", "manifest.json.run_id"],
@@ -128,6 +131,7 @@ test.each([
   ["a missing file", { rows: 1, parquetPath: "/nowhere/x.parquet" }, "E301", "/nowhere/x.parquet"],
   ["a directory", { rows: undefined as never, parquetPath: "/" }, "E302", "/"],
   ["a file's name of 300 characters", { rows: 1, parquetPath: `/${long}` }, "E301", `/${long}`],
+  ["a file's name with NUL", { rows: 1, parquetPath: "/a\0b" }, "E301", "/a\0b"],
 ])("%s is refused, with nothing left behind", async (_, bad, code, where) => {
   const lake = await newLake();
   const error = await rejection(submitArtifact({ ...MINE, lake, rows: ROWS, ...bad } as Parameters<typeof submitArtifact>[0]));
@@ -155,12 +159,12 @@ test("a name that is listed twice, and tables that disagree about their job, are
   expect(await inbox(lake)).toEqual([]);
 });
 
-test.skipIf(process.getuid?.() === 0)("a file that may not be read is E505, and names it", async () => {
+test.skipIf(process.getuid?.() === 0)("a file that may not be read is E601, and is named", async () => {
   const lake = await newLake();
   await mkdir(lake, { recursive: true });
   const parquetPath = join(lake, "mine.parquet");
   await writeFile(parquetPath, "bytes");
   await chmod(parquetPath, 0);
-  expect(await rejection(submitArtifact({ ...MINE, lake, parquetPath }))).toMatchObject({ code: "E505" });
+  expect(await rejection(submitArtifact({ ...MINE, lake, parquetPath }))).toMatchObject({ code: "E601", where: parquetPath });
   expect(await inbox(lake)).toEqual([]);
 });
