@@ -20,6 +20,7 @@ from benchmarks.workshop import Workshop, open_workshop
 #: In this order; each is a module with `measure(workshop)`.
 MEASUREMENTS = (
     "content_hash",
+    "producers",
     "end_to_end",
     "idle_latency",
     "writer_alone",

@@ -107,10 +107,13 @@ def _validate(root: str) -> None:
 
 def _peak_mib() -> float:
     """Of this process (`ru_maxrss` would count what it was forked from) and of its children."""
+    return max(resident_mib("VmHWM"), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+
+
+def resident_mib(name: str) -> float:
+    """What this process holds in memory now (VmRSS), or held at most (VmHWM)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    ours_kib = next(int(li.split()[1]) for li in status.splitlines() if li.startswith("VmHWM"))
-    theirs_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(ours_kib, theirs_kib) / 1024
+    return next(int(li.split()[1]) for li in status.splitlines() if li.startswith(name)) / 1024
 
 
 if __name__ == "__main__":

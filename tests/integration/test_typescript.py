@@ -21,12 +21,11 @@ from bus.producers import schemas
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bus.client import Bus
 
 pytestmark = pytest.mark.xdist_group("bus")
 
+MEASURE = Path(__file__).parents[2] / "benchmarks" / "submit.mjs"
 PACKAGE = Path(schemas.__file__).parent / "typescript"
 #: What a submit may add to the writing of its files, on a machine that does other things as well.
 ADDED_MS = 25.0
@@ -54,7 +53,7 @@ def shared_table() -> pa.Table:
 def live(
     node_package: Path, live_bus: Bus, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """The results of the live tests, by name, and the figures they took."""
+    """The results of the live tests, by name."""
     mine: dict[str, Any] = {"producer": "python", "run_id": "python"}
     small = pa.table({"n": [1, 2], "text": ["a", "b"]})
     key = 'token="SOL"/é'
@@ -69,8 +68,8 @@ def live(
     wait_until(lambda: live_bus.query(query)[0]["seq"] >= seq, what="the catalog shows the tables")
 
     folder = tmp_path_factory.mktemp("typescript")
-    report, figures = folder / "report.json", folder / "figures.json"
-    own = {"BUS_LAKE": str(live_bus.lake.root), "BUS_TS_FIGURES": str(figures)}
+    report = folder / "report.json"
+    own = {"BUS_LAKE": str(live_bus.lake.root)}
     config = ("--config", "vitest.live.config.ts", "--reporter=json", f"--outputFile={report}")
     done = subprocess.run(
         [node_package / "node_modules" / ".bin" / "vitest", "run", *config],
@@ -84,15 +83,13 @@ def live(
     assert report.exists(), done.stdout + done.stderr
     files = json.loads(report.read_text())["testResults"]
     assert files[0]["assertionResults"], files[0]["message"]
-    results = {test["title"]: test for test in files[0]["assertionResults"]}
-    return results | {"figures": json.loads(figures.read_text()) if figures.exists() else {}}
+    return {test["title"]: test for test in files[0]["assertionResults"]}
 
 
 def test_what_the_package_promises_holds_on_a_running_bus(live: dict[str, dict[str, Any]]) -> None:
-    results = {name: test for name, test in live.items() if name != "figures"}
-    failed = {n: t["failureMessages"] for n, t in results.items() if t["status"] != "passed"}
+    failed = {n: t["failureMessages"] for n, t in live.items() if t["status"] != "passed"}
     assert not failed, json.dumps(failed, indent=1, ensure_ascii=False)
-    assert len(results) >= 11
+    assert len(live) >= 10
 
 
 def test_what_typescript_wrote_is_found_and_read_by_python(
@@ -128,13 +125,13 @@ def test_three_writers_of_the_same_rows_have_made_one_artifact(
     wait_until(lambda: live_bus.query(query) == [{"uses": 3, "artifacts": 1}])
 
 
-def test_submitting_from_typescript_adds_little_to_writing_the_files(
-    live: dict[str, dict[str, Any]], record_property: Callable[[str, object], None]
-) -> None:
-    figures = live["figures"]
-    print("TypeScript submit:", json.dumps(figures))  # noqa: T201 - shown with -rP
-    record_property("typescript_submit", figures)
-    assert figures["added_ms"] < ADDED_MS
+@pytest.mark.usefixtures("node_package")
+def test_submitting_from_typescript_adds_little_to_writing_the_files(live_bus: Bus) -> None:
+    """`python -m benchmarks producers` takes the figure seriously; here it only must not be absurd."""
+    done = subprocess.run(
+        ["node", MEASURE, live_bus.lake.root, "15"], stdout=subprocess.PIPE, check=True, timeout=60
+    )
+    assert json.loads(done.stdout)["added_ms"] < ADDED_MS
 
 
 def test_the_schemas_of_the_package_are_those_of_the_documents() -> None:

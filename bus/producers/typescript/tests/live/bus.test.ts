@@ -1,8 +1,7 @@
 // Against a real bus. Python starts it, has put in the artifact `from-python` before, and looks
 // afterwards at what is left in the catalog.
 
-import { randomBytes } from "node:crypto";
-import { copyFile, mkdir, mkdtemp, open, rename, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -12,7 +11,6 @@ import { afterAll, expect, test, vi } from "vitest";
 import { ArtifactStoreClient, type BusEvent, onCommitted, Rejected, submitArtifact, submitArtifacts } from "../../src/index.js";
 import { parquet, type Row } from "../../src/table.js";
 
-const lake = process.env["BUS_LAKE"] as string;
 const MINE = { runId: "typescript", producer: "ts", kind: "ts_things" } as const;
 const PATIENCE = { timeoutMs: 30_000 };
 const store = new ArtifactStoreClient();
@@ -154,51 +152,3 @@ test("a CSV file is published with the types that all of its rows allow, or that
   const bad = store.publishDataFrame({ ...request, dataFrame: path, columns: { a: "int64" } });
   await expect(bad).rejects.toMatchObject({ code: "E601", where: path });
 });
-
-test("submitting costs little more than writing the files", async () => {
-  const source = join(folder, "timed.parquet");
-  await writeFile(source, parquet(Array.from({ length: 5000 }, (_, n) => ({ a: n, b: n / 3, c: `text ${n}`, d: BigInt(n), e: n % 2 === 0 }))));
-  const plain: number[] = [];
-  const submits: number[] = [];
-  const jobs = [];
-  for (let round = 0; round < 31; round++) {
-    let begun = performance.now();
-    const written = await writeByHand(source);
-    plain.push(performance.now() - begun);
-    await rm(written, { recursive: true });
-    begun = performance.now();
-    jobs.push(await submitArtifact({ ...MINE, artifactId: "timed", logicalKey: `timed-${round}`, parquetPath: source, inputs: [] }));
-    submits.push(performance.now() - begun);
-  }
-  const figures = { plain_ms: median(plain), submit_ms: median(submits), added_ms: median(submits.map((ms, round) => ms - (plain[round] as number))) };
-  await writeFile(process.env["BUS_TS_FIGURES"] as string, JSON.stringify(figures));
-  await Promise.all(jobs.map((job) => job.done(PATIENCE)));
-});
-
-/** What any program must do that hands in a job: three files, synced, and a rename. */
-async function writeByHand(source: string): Promise<string> {
-  const path = join(lake, "bus", "inbox", `.staging-${randomBytes(6).toString("hex")}`);
-  await mkdir(path);
-  await copyFile(source, join(path, "000.parquet"));
-  await synced(join(path, "000.parquet"));
-  for (const name of ["manifest.json", "COMMIT"]) {
-    const file = await open(join(path, name), "wx");
-    await file.writeFile("x".repeat(400));
-    await file.sync();
-    await file.close();
-  }
-  await synced(path);
-  await rename(path, `${path}-done`);
-  await synced(join(lake, "bus", "inbox"));
-  return `${path}-done`;
-}
-
-async function synced(path: string): Promise<void> {
-  const file = await open(path, "r");
-  await file.sync();
-  await file.close();
-}
-
-function median(values: number[]): number {
-  return values.sort((a, b) => a - b)[Math.floor(values.length / 2)] as number;
-}
