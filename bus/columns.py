@@ -1,8 +1,8 @@
 """Columns of a contract: their types, how a type is written, and which file types fit it.
 
 Types are written as in ``"float64"``, ``"string"``, ``"timestamp[us, UTC]"``,
-``"decimal(18, 6)"``, ``"list<int64>"``; a trailing ``!`` means no NULL, ``?`` means the column may
-be absent.
+``"decimal(18, 6)"``, ``"list<int64>"``; a trailing ``!`` means no NULL and no NaN, ``?`` means the
+column may be absent.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def _code_in(markdown: str) -> str:
     fenced = re.findall(r"^```[^\n]*\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
     return "\n".join([*fenced, *re.findall(r"`([^`\n]+)`", prose)])
+
+
+def test_what_the_documents_import_exists() -> None:
+    package = REPOSITORY / "bus" / "producers" / "typescript"
+    exported = set(re.findall(r"\w+", (package / "src" / "index.ts").read_text()))
+    documents = [README, package / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    for code in (_code_in(path.read_text()) for path in documents):
+        for names in re.findall(r'(?:import|export) {([^}]+)} from "artifact-bus"', code):
+            assert set(re.findall(r"\w+", names)) - {"type"} <= exported
+        for module, names in re.findall(r"from (bus[\w.]*) import ([\w, ]+)", code):
+            found = import_module(module)
+            assert [name for name in names.split(", ") if not hasattr(found, name)] == []
 
 
 def test_every_setting_says_what_it_is_and_stands_in_the_readme_or_the_runbook() -> None:

@@ -101,12 +101,11 @@ def by_typescript(bus: Bus, package: Path, folder: Path) -> None:
     (project / "node_modules").mkdir(parents=True)
     (project / "node_modules" / "artifact-bus").symlink_to(package)
     (project / "node_modules" / "@types").symlink_to(package / "node_modules" / "@types")
-    (project / "package.json").write_text('{"type": "module"}')
-    shutil.copy(EXAMPLES / "producer.ts", project)
+    shutil.copy(EXAMPLES / "producer.mts", project)
     checks = ("--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes")
     tsc = package / "node_modules" / ".bin" / "tsc"
-    run(tsc, "producer.ts", "--module", "nodenext", "--types", "node", *checks, cwd=project)
-    path = run("node", "producer.js", bus.lake.root, cwd=project)
+    run(tsc, "producer.mts", "--module", "nodenext", "--types", "node", *checks, cwd=project)
+    path = run("node", "producer.mjs", bus.lake.root, cwd=project)
     assert pq.read_metadata(path).num_rows == 60
 
 

@@ -1,6 +1,6 @@
 // A TypeScript producer: makes candles, hands them in, and prints where they lie.
 //
-// node examples/producer.ts [LAKE]     (Node 22.18 or newer; before that: npx tsx examples/producer.ts)
+// node examples/producer.mts [LAKE]     (Node 22.18 or newer; before that: npx tsx examples/producer.mts)
 
 import { type Row, submitArtifact } from "artifact-bus";
 
