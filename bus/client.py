@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from bus import provenance as code, shown
 from bus.broker import Broker
-from bus.errors import Code, NotFound, Problem, Rejected, Unavailable, WaitTimeout
+from bus.errors import Code, JobConflict, NotFound, Problem, Rejected, Unavailable, WaitTimeout
 from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
 from bus.model import CommitMarker, JobState, Provenance, Receipt, RejectReason
 from bus.progress import Bar
@@ -342,8 +342,8 @@ class Job:
     def wait(self, timeout_s: float | None = None) -> Receipt:
         """Block until the bus has answered.
 
-        Raises `Rejected` with every problem, `WaitTimeout` (E506; the job is safe) when
-        `timeout_s` passed without an answer.
+        Raises `Rejected` with every problem (`JobConflict` when its job_id was committed with other
+        content), `WaitTimeout` (E506; the job is safe) when `timeout_s` passed without an answer.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = _FIRST_LOOK_S
@@ -466,4 +466,5 @@ def _receipt_or_raise(answer: Receipt | RejectReason) -> Receipt:
     if isinstance(answer, Receipt):
         return answer
     problems = [Problem(Code(p.code), p.where, p.message, p.hint) for p in answer.problems]
-    raise Rejected.of(problems)
+    conflict = any(found.code is Code.E105 for found in problems)
+    raise (JobConflict if conflict else Rejected).of(problems)

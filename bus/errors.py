@@ -4,7 +4,7 @@ The tree::
 
     BusError                    every error this package raises on purpose
     ├── Rejected                the bus refused a job: the producer must act; carries every problem
-    ├── JobConflict             this job_id was committed with other content: choose another id
+    │   └── JobConflict         this job_id stands for other content: choose another id
     ├── NotFound                no such job, run, artifact, kind, export, column
     ├── Refused                 a request the bus will not carry out (bad argument, unsafe SQL)
     ├── WaitTimeout             no answer yet: the job is safe, ask again later
@@ -292,8 +292,8 @@ class Rejected(BusError):
     default_code = Code.E103
 
 
-class JobConflict(BusError):
-    """The job_id was committed before with other content."""
+class JobConflict(Rejected):
+    """The job_id stands for other content, committed already or waiting to be judged."""
 
     default_code = Code.E105
 

@@ -120,7 +120,7 @@ class Staging:
         rows: int | None = None
         spec = self._spec(kind, fields.get("schema_version", 1))
         if isinstance(data, str | Path):
-            source = _Source(Path(data))
+            source = SourceFile(Path(data))
             if spec is not None:
                 check_file(source.path, spec, relpath)
             if source.adopt(target, move=move):
@@ -261,8 +261,12 @@ def _files(entries: list[ArtifactEntry]) -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class _Source:
-    """A caller's file, as it was when we first looked."""
+class SourceFile:
+    """A caller's file, as it was when we first looked.
+
+    Raises `Refused`, also when it is made: E301 where there is none, E302 where it is no regular
+    file, E601 where it may not be read.
+    """
 
     path: Path
     _seen: tuple[int, ...] = field(init=False)
@@ -282,7 +286,10 @@ class _Source:
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def adopt(self, target: Path, *, move: bool) -> bool:
-        """Copy it into the job, or move it there: then True, and `discard` must give it back."""
+        """Copy it into the job, or move it there: then True, and `discard` must give it back.
+
+        Raises `Refused` (E304) when it changed since we first looked.
+        """
         if move:
             try:
                 disk.move(self.path, target)

@@ -1,6 +1,6 @@
 """From an error to what a person reads and what the shell is told: the only place that decides.
 
-Exit codes: 0 done · 1 an expected failure (rejected, not found, no answer in time, damage found) ·
+Exit codes: 0 done · 1 an expected failure (rejected, bad data, not found, no answer in time, damage found) ·
 2 usage or infrastructure (bad arguments, no lake, no Redis, disk full) · 130 interrupted.
 """
 
@@ -17,6 +17,8 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 _BROKEN_PIPE = 141
+#: A table that breaks its contract, a source that cannot be read: as if the bus had rejected it.
+_DATA = ("E2", "E6")
 
 
 def of_bus(error: BusError, *, as_json: bool) -> int:
@@ -25,7 +27,8 @@ def of_bus(error: BusError, *, as_json: bool) -> int:
         print_json({"error": error.as_dict()})
     else:
         complain(problem_blocks(p.as_dict() for p in error.problems))
-    return USAGE if isinstance(error, Refused | Unavailable) else FAILED
+    wrong_data = error.code.startswith(_DATA)
+    return USAGE if isinstance(error, Refused | Unavailable) and not wrong_data else FAILED
 
 
 def of_usage(message: str, command: str, *, as_json: bool) -> int:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 from bus.errors import Code, Refused
+from bus.staging import SourceFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +32,10 @@ def read_csv(path: Path, spec: Spec | None = None) -> pa.RecordBatchReader:
 
     Columns that `spec` knows have its types (empty cells are NULL; timestamps are ISO 8601), others
     the type of their first 8 MiB. Raises `Refused` (E601), here or while it is read, that names the
-    line, counted from 1 and with the header (cells over several lines count as one), and the column.
+    line, counted from 1 and with the header (cells over several lines count as one), and the column;
+    E301, E302 where there is no file.
     """
+    SourceFile(path)
     types = {column.name: column.type for column in spec.columns} if spec else {}
     options = {
         # One thread: pyarrow tells the row of a bad cell only then.

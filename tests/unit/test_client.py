@@ -236,6 +236,14 @@ def test_a_rejection_raises_with_every_problem(client: Bus) -> None:
     ]
 
 
+def test_an_id_that_was_committed_with_other_content_is_a_conflict(client: Bus) -> None:
+    job = submit(client)
+    document = reason(job.job_id, job.submission_id).replace(b"E202", b"E105")
+    answer(job, document, JobState.REJECTED)
+    with pytest.raises(JobConflict):
+        job.wait(1)
+
+
 def test_an_answer_that_comes_while_waiting_is_found_without_redis(client: Bus) -> None:
     job = submit(client)
     document = receipt(job.job_id, job.submission_id)

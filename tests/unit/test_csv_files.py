@@ -75,5 +75,9 @@ def test_a_bad_cell_far_down_is_named_by_its_line(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(Refused) as refused:
         read_csv(tmp_path / "none.csv")
+    assert (refused.value.code, refused.value.where) == ("E301", str(tmp_path / "none.csv"))
+    with pytest.raises(Refused) as refused:
+        read_csv(tmp_path)
+    assert refused.value.code == "E302"
