@@ -184,10 +184,10 @@ def _sorting(schema: pa.Schema, order: dict[str, pa.DataType]) -> list[pq.Sortin
 
 
 def _row_groups(reader: pa.RecordBatchReader, most: int) -> Iterator[pa.Table]:
-    """Batches, gathered: a stream of small ones must not become a file of small row groups."""
+    """Batches, gathered and cut: row groups are as large as was asked, whatever a stream is made of."""
     held: list[pa.RecordBatch] = []
     rows = size_bytes = 0
-    for batch in reader:
+    for batch in _pieces(reader, most):
         if held and (rows + batch.num_rows > most or size_bytes > _ROW_GROUP_BYTES):
             yield pa.Table.from_batches(held)
             held, rows, size_bytes = [], 0, 0
@@ -196,6 +196,12 @@ def _row_groups(reader: pa.RecordBatchReader, most: int) -> Iterator[pa.Table]:
         size_bytes += batch.nbytes
     if held:
         yield pa.Table.from_batches(held)
+
+
+def _pieces(reader: pa.RecordBatchReader, most: int) -> Iterator[pa.RecordBatch]:
+    for batch in reader:
+        for first in range(0, batch.num_rows, most):
+            yield batch.slice(first, most)
 
 
 def _rows_of(data: Any) -> int | None:

@@ -80,6 +80,24 @@ def test_a_stream_of_small_batches_becomes_few_row_groups(tmp_path: Path) -> Non
     assert max(live_bytes) - min(live_bytes) < 12_000_000, "of 24,000,000"
 
 
+def test_one_large_batch_is_cut_into_row_groups_and_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    write_parquet(
+        pl.DataFrame({"x": range(250)}),
+        tmp_path / "t.parquet",
+        ParquetOptions(row_group_rows=100),
+        progress=lambda *rows: told.append(rows),
+    )
+    assert told == [(100, 250), (200, 250), (250, 250)]
+    assert pq.read_metadata(tmp_path / "t.parquet").num_row_groups == 3
+
+
+def test_a_table_without_rows_keeps_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    assert write_parquet(pa.table(ROWS).slice(0, 0), path, ParquetOptions()) == 0
+    assert pq.read_table(path).to_pydict() == {"x": [], "y": []}
+
+
 def test_pages_carry_checksums_and_statistics(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     write_parquet(pa.table(ROWS), path, ParquetOptions(compression="snappy"))
