@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
-from bus import provenance as code, shown
+from bus import provenance as code, shown, versions
 from bus.broker import Broker
 from bus.errors import Code, JobConflict, NotFound, Problem, Rejected, Unavailable, WaitTimeout
 from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
 from bus.model import CommitMarker, JobState, Provenance, Receipt, RejectReason
 from bus.progress import Bar
 from bus.settings import Settings
+from bus.versions import Changes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,9 @@ T = TypeVar("T")
 Said = Provenance | dict[str, Any] | Literal["auto"] | None
 #: Run ids made up for a job_id: the same job, submitted again, belongs to the same run.
 _RUN_OF_JOB = uuid.UUID("5d6b6f0e-5d1c-4a57-9c0a-6f1f3f6b8f11")
+#: Of a job that only changes what is said of artifacts: its kind, and its producer by default.
+MUTATIONS = "mutations"
+BY_HAND = "manual"
 #: Looking at files for an answer: how soon again at first, and at the latest.
 _FIRST_LOOK_S = 0.01
 _LAST_LOOK_S = 0.5
@@ -57,7 +61,7 @@ def connect(root: str | Path | None = None) -> Bus:
     return Bus(Settings.load(root))
 
 
-class Bus:
+class Bus(Changes["Job"]):
     """One lake, seen by a program outside. Threads and forked children may share it.
 
     `ring` tells the bus to look at a job, when not by the notify list; it must never raise.
@@ -191,16 +195,54 @@ class Bus:
                 progress,
             )
 
-        def finish(staging: Staging) -> StagedJob:
+        def finish(staging: Staging, mutations: Sequence[Mapping[str, Any]]) -> StagedJob:
             found = watch.newest() if watch is not None else provenance
-            return staging.submit(meta=meta, provenance=found, **fields)
+            return staging.submit(meta=meta, provenance=found, mutations=mutations, **fields)
 
+        mutations = fields.pop("mutations", None) or ()
         bar = Bar(f"{producer}: {kind or 'tables'}")
-        return Draft(self, begin, finish, bar, required=_is_required(required))
+        draft = Draft(self, begin, finish, bar, required=_is_required(required))
+        draft.mutate(*mutations)
+        return draft
 
     def _submitted(self, staged: StagedJob) -> Job:
         self._ring(staged.job_id)
         return Job(self, staged.job_id, staged.submission_id)
+
+    # ── changing what is said of artifacts ────────────────────────────────────────────────────
+
+    def changes(self, *, producer: str = BY_HAND, **job: Any) -> Draft:
+        """Several changes as one job, all or nothing.
+
+        ``with bus.changes(producer="deploy") as change: change.supersede(old, by=new);
+        change.alias("signals:prod", new)``. `job` as for `Bus.job`; raises as that does.
+        """
+        return self.job(kind=MUTATIONS, producer=producer, **job)
+
+    def mutate(self, *mutations: Mapping[str, Any]) -> Job:
+        """Submit changes given as they stand in manifest.json, as one job."""
+        with self.changes() as change:
+            change.mutate(*mutations)
+        return change.job
+
+    def aliases(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """As `bus.versions.aliases`."""
+        return versions.aliases(self.lake, kind)
+
+    def alias_history(self, alias: str) -> list[dict[str, Any]]:
+        """Every move of ``KIND:NAME``, the newest first: seq, at_utc, from, to, producer, run_id.
+
+        Raises `NotFound` (E511) of one that never was.
+        """
+        return versions.alias_history(self.lake, alias)
+
+    def pins(self) -> list[dict[str, Any]]:
+        """Every pin, how many artifacts it holds, and the commits that first and last added some."""
+        return versions.pins(self.lake)
+
+    def pinned(self, pin: str) -> list[str]:
+        """The artifact ids of one pin. Raises `NotFound` (E511)."""
+        return [row["artifact_id"] for row in versions.pin_members(self.lake, pin)]
 
     # ── answers ───────────────────────────────────────────────────────────────────────────────
 
@@ -226,19 +268,25 @@ class Bus:
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-class Draft:
-    """A job being built, in a with-block: add artifacts to it; `job` is what it became."""
+class Draft(Changes[None]):
+    """A job being built, in a with-block: add artifacts and changes; `job` is what it became.
+
+    Its changes happen in the order of the calls, after its artifacts, which they may name:
+    ``job.alias("signals:prod", "name:t0")``.
+    """
 
     def __init__(
         self,
         bus: Bus,
         begin: Callable[[Progress], Staging],
-        finish: Callable[[Staging], StagedJob],
+        finish: Callable[[Staging, Sequence[Mapping[str, Any]]], StagedJob],
         bar: Bar,
         *,
         required: bool,
     ) -> None:
         self._bus = bus
+        self.lake = bus.lake
+        self.mutations: list[Mapping[str, Any]] = []
         self._begin = begin
         self._finish = finish
         self._required = required
@@ -262,7 +310,7 @@ class Draft:
         staged = None
         try:
             if kind is None and self._staging is not None:
-                staged = self._attempt(partial(self._finish, self._staging))
+                staged = self._attempt(partial(self._finish, self._staging, self.mutations))
         finally:
             self._bar.stop()
             if staged is None and self._staging is not None:
@@ -289,6 +337,10 @@ class Draft:
     def job_id(self) -> str:
         """The id it will have."""
         return self._staging.job_id if self._staging is not None else ""
+
+    def mutate(self, *mutations: Mapping[str, Any]) -> None:
+        """Add changes given as they stand in manifest.json."""
+        self.mutations += mutations
 
     @property
     def job(self) -> Job:

@@ -9,44 +9,32 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
 from bus.errors import Code, Problem, problem
 from bus.model import (
-    Alias,
     ArtifactRecord,
     JobRecord,
     MarkDamaged,
     Outcome,
-    Pin,
     ProblemDoc,
-    Restore,
-    Supersede,
-    Tag,
-    Tombstone,
-    Unpin,
-    Untag,
     artifact_id_of,
 )
+from bus.mutations import Mutations
+from bus.present import Known, Present
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from bus.manifest import Manifest
     from bus.model import ArtifactFacts, Mutation, Verdict
 
-    #: Edges by where they start: an artifact and its inputs, or what it supersedes.
+    #: Edges by where they start: an artifact and its inputs.
     Graph = Mapping[str, Sequence[str]]
 
+#: Inputs that the pins of one job may come to; each artifact that names a pin has them all.
+MAX_FROM_PINS = 200_000
 _UUID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """An artifact that exists: the bytes it stands on, and whether it is tombstoned or damaged."""
-
-    file_hash: str
-    withdrawn: bool = False
 
 
 @dataclass(slots=True)
@@ -74,9 +62,10 @@ def decide(
     decisions = Decisions()
     for verdict in verdicts:
         waited_s = (now - datetime.fromisoformat(verdict.judged_at_utc)).total_seconds()
-        record = _JobDecider(batch, verdict, patient=waited_s < lineage_wait_s).decide()
+        decider = _JobDecider(batch, verdict, patient=waited_s < lineage_wait_s)
+        record = decider.decide()
         if isinstance(record, JobRecord):
-            batch.remember(record)
+            batch.remember(record, decider.present)
             decisions.records.append(record)
         else:
             decisions.waiting[verdict.job_id] = record
@@ -95,24 +84,11 @@ class _Batch:
                 "committed_jobs", {j for v in accepted for j in (v.job_id, *v.after)}
             )
         }
-        self._artifacts: dict[str, Known | None] = {}
         self._names: dict[tuple[str, str], str] = {}
-        self._aliases: dict[tuple[str, str], str | None] = {}
         self._inputs: dict[str, list[str]] = {}
-        self._superseded: dict[str, list[str]] = {}
-        self._damaged: set[str] = set()
-        self._load(identity(facts) for verdict in accepted for facts in verdict.artifacts)
-
-    def _load(self, artifact_ids: Iterable[str]) -> None:
-        wanted = {a for a in artifact_ids if a not in self._artifacts}
-        self._artifacts |= dict.fromkeys(wanted)
-        for artifact_id, file_hash, withdrawn in self._manifest.among("known_artifacts", wanted):
-            gone = withdrawn or file_hash in self._damaged
-            self._artifacts[artifact_id] = Known(file_hash, bool(gone))
-
-    def artifact(self, artifact_id: str) -> Known | None:
-        self._load([artifact_id])
-        return self._artifacts[artifact_id]
+        self.present = Present.of(manifest)
+        known = {identity(facts): facts.tags for v in accepted for facts in v.artifacts}
+        self.present.want(artifacts=known, tags=[id_ for id_, tags in known.items() if tags])
 
     def is_committed(self, job_id: str) -> bool:
         if job_id not in self.committed:
@@ -126,21 +102,9 @@ class _Batch:
         found = self._manifest.named("artifacts_of_job", (job_id, name))
         return found[0][0] if found else None
 
-    def alias(self, kind: str, alias: str) -> str | None:
-        if (kind, alias) in self._aliases:
-            return self._aliases[kind, alias]
-        found = self._manifest.rows(
-            "SELECT artifact_id FROM aliases WHERE kind = ? AND alias = ?", (kind, alias)
-        )
-        return found[0][0] if found else None
-
     def descends(self, artifact_id: str, inputs: Sequence[str], own: Graph) -> bool:
         """Whether `artifact_id` is among `inputs` or their ancestors; `own`: this job's edges."""
         return self._reaches(artifact_id, inputs, "ancestors", (self._inputs, own))
-
-    def superseded_by(self, new: str, old: str, own: Graph) -> bool:
-        """Whether `old` supersedes `new` already, directly or not; `own`: this job's edges."""
-        return self._reaches(new, [old], "superseded", (self._superseded, own))
 
     def _reaches(
         self, target: str, starts: Sequence[str], query: str, graphs: tuple[Graph, ...]
@@ -155,35 +119,17 @@ class _Batch:
             new = further - reached
         return target in reached
 
-    def remember(self, record: JobRecord) -> None:
+    def remember(self, record: JobRecord, layer: Present) -> None:
         if record.outcome is not Outcome.COMMITTED:
             return
         self.committed[record.job_id] = (record.job_digest, None)
+        self.present.take(layer)
         for artifact in record.artifacts:
             self._names[record.job_id, artifact.name] = artifact.artifact_id
             _join(self._inputs, artifact.artifact_id, artifact.inputs)
-            _join(self._superseded, artifact.artifact_id, artifact.supersedes)
-            if artifact.decision != "deduped":
-                self._artifacts[artifact.artifact_id] = Known(artifact.file_hash)
         for mutation in record.mutations:
-            match mutation:
-                case Tombstone(target=target):
-                    if known := self.artifact(target):
-                        self._artifacts[target] = Known(known.file_hash, withdrawn=True)
-                case Supersede(target=old, by=new):
-                    _join(self._superseded, new, [old])
-                case Alias(kind=kind, alias=alias, target=aliased):
-                    self._aliases[kind, alias] = aliased
-                case MarkDamaged(object=sha256):
-                    self._mark_damaged(f"sha256:{sha256}")
-                case _:
-                    pass
-
-    def _mark_damaged(self, file_hash: str) -> None:
-        self._damaged.add(file_hash)
-        for artifact_id, known in self._artifacts.items():
-            if known and known.file_hash == file_hash:
-                self._artifacts[artifact_id] = Known(file_hash, withdrawn=True)
+            if isinstance(mutation, MarkDamaged):
+                self.present.mark_damaged(f"sha256:{mutation.object}")
 
 
 def _join(graph: dict[str, list[str]], start: str, ends: Sequence[str] | None) -> None:
@@ -206,11 +152,11 @@ class _JobDecider:
         self._siblings = {facts.name: identity(facts) for facts in verdict.artifacts}
         self._problems: list[Problem] = []
         self._waiting: list[str] = []
-        self._made: dict[str, Known] = {}
+        self._from_pins = 0
         self._used: set[str] = set()
         self._inputs: dict[str, list[str]] = {}
-        self._superseded: dict[str, list[str]] = {}
-        self._aliases: dict[tuple[str, str], str | None] = {}
+        self.present = batch.present.layer()
+        self._mutations = Mutations(self.present, self._problem)
 
     def decide(self) -> JobRecord | list[str]:
         """The record to commit, or the references that the job waits for."""
@@ -227,8 +173,9 @@ class _JobDecider:
             for index, facts in enumerate(verdict.artifacts)
         ]
         mutations = [
-            self._mutation(mutation, f"manifest.json.mutations[{index}]")
+            decided
             for index, mutation in enumerate(verdict.mutations)
+            for decided in self._mutation(mutation, f"manifest.json.mutations[{index}]")
         ]
         if self._problems:
             found = [ProblemDoc(**p.as_dict()) for p in self._problems]
@@ -251,7 +198,7 @@ class _JobDecider:
             created_at_utc=verdict.created_at_utc,
             provenance=verdict.provenance,
             meta=verdict.meta,
-            warnings=verdict.warnings,
+            warnings=[*verdict.warnings, *self._mutations.warnings],
             **facts,
         )
 
@@ -271,19 +218,22 @@ class _JobDecider:
 
     def _artifact(self, facts: ArtifactFacts, where: str) -> ArtifactRecord:
         artifact_id = self._siblings[facts.name]
-        known = self._made.get(artifact_id) or self._batch.artifact(artifact_id)
-        inputs = self._resolve_all(facts.inputs or [], f"{where}.inputs")
-        olds = self._resolve_all(facts.supersedes, f"{where}.supersedes")
+        known = self.present.artifacts[artifact_id]
+        inputs = self._resolve_inputs(facts.inputs or [], f"{where}.inputs")
+        olds = self._resolve_all(facts.supersedes, f"{where}.supersedes", Code.E401)
         self._used.update(inputs)
         # An artifact that is new has no descendants but those that this job gives it.
         may_descend = known is not None or artifact_id in self._used
         if may_descend and self._batch.descends(artifact_id, inputs, self._inputs):
             self._problem(Code.E402, f"{where}.inputs", f"{facts.name} would descend from itself")
         _join(self._inputs, artifact_id, inputs)
-        self._supersede(artifact_id, olds, f"{where}.supersedes")
         deduped = known is not None and not known.withdrawn
         if not deduped:
-            self._made[artifact_id] = Known(facts.file_hash)
+            self.present.artifacts[artifact_id] = Known(facts.file_hash)
+        for old in olds:
+            self._mutations.supersede(artifact_id, old, f"{where}.supersedes")
+        if facts.tags:
+            self._mutations.add_tags(artifact_id, facts.tags, where)
         content: dict[str, Any] = (
             {}
             if deduped
@@ -314,63 +264,49 @@ class _JobDecider:
             **content,
         )
 
-    def _supersede(self, new: str, olds: list[str], where: str) -> None:
-        for old in olds:
-            if self._batch.superseded_by(new, old, self._superseded):
-                self._problem(Code.E402, where, f"{old} already supersedes {new}")
-        _join(self._superseded, new, olds)
-
-    # ── mutations ─────────────────────────────────────────────────────────────────────────────
-
-    def _mutation(self, mutation: Mutation, where: str) -> Mutation:
-        match mutation:
-            case Supersede():
-                target = self._resolve(mutation.target, f"{where}.target", Code.E403)
-                by = self._resolve(mutation.by, f"{where}.by", Code.E403)
-                if target and by:
-                    self._supersede(by, [target], where)
-                self._expect_bytes(mutation.expect, target, where)
-                return mutation.model_copy(update={"target": target, "by": by})
-            case Tombstone():
-                target = self._resolve(mutation.target, f"{where}.target", Code.E403)
-                self._expect_bytes(mutation.expect, target, where)
-                return mutation.model_copy(update={"target": target})
-            case Alias():
-                target = mutation.target and self._resolve(
-                    mutation.target, f"{where}.target", Code.E403
-                )
-                self._expect_alias(mutation, where)
-                self._aliases[mutation.kind, mutation.alias] = target
-                return mutation.model_copy(update={"target": target})
-            case Tag() | Untag() | Pin() | Unpin():
-                target = self._resolve(mutation.target, f"{where}.target", Code.E403)
-                return mutation.model_copy(update={"target": target})
-            case MarkDamaged() | Restore():
-                return mutation  # whether it is so, the writer sees by looking
-            case _:
-                assert_never(mutation)
-
-    def _expect_alias(self, mutation: Alias, where: str) -> None:
-        """`expect` of an alias is the artifact_id that it means now, or "" for none."""
-        key = (mutation.kind, mutation.alias)
-        present = self._aliases[key] if key in self._aliases else self._batch.alias(*key)
-        if mutation.expect is not None and mutation.expect != (present or ""):
-            self._problem(Code.E405, where, f"{mutation.kind}:{mutation.alias} is {present}")
-
-    def _expect_bytes(self, expect: str | None, target: str | None, where: str) -> None:
-        """`expect` of supersede and tombstone names the file hash that the target must have."""
-        if expect is None or target is None:
-            return
-        known = self._batch.artifact(target)
-        present = known.file_hash if known else None
-        if present != expect:
-            self._problem(Code.E405, where, f"{target} stands on {present}, not on {expect}")
+    def _mutation(self, mutation: Mutation, where: str) -> list[Mutation]:
+        """What of a mutation is to be recorded, its references resolved."""
+        found_before = len(self._problems)
+        resolved: dict[str, Any] = {}
+        for name in ("target", "by"):
+            match getattr(mutation, name, None):
+                case str(reference):
+                    resolved[name] = self._resolve(reference, f"{where}.{name}", Code.E403)
+                case list(references):
+                    self.present.want(artifacts=references)
+                    resolved[name] = self._resolve_all(references, f"{where}.{name}", Code.E403)
+        if self._waiting or len(self._problems) > found_before:
+            return []
+        return self._mutations.decide(mutation.model_copy(update=resolved), where)
 
     # ── references ────────────────────────────────────────────────────────────────────────────
 
-    def _resolve_all(self, references: list[str], where: str) -> list[str]:
+    def _resolve_inputs(self, references: list[str], where: str) -> list[str]:
+        """Inputs as artifact ids; a pin stands for its members of this moment."""
+        found: list[str] = []
+        for index, reference in enumerate(references):
+            place = f"{where}[{index}]"
+            if reference.startswith("pin:"):
+                found += self._pinned(reference, place)
+            elif artifact_id := self._resolve(reference, place, Code.E401):
+                found.append(artifact_id)
+        return list(dict.fromkeys(found))
+
+    def _pinned(self, reference: str, where: str) -> list[str]:
+        pin = reference.removeprefix("pin:")
+        members = self.present.pins[pin]
+        if not members:
+            self._miss(_MissingError(reference, f"no pin {pin!r}", final=not pin), where)
+        self._from_pins += len(members)
+        if self._from_pins > MAX_FROM_PINS:
+            message = f"the pins of this job come to more than {MAX_FROM_PINS:,} inputs"
+            self._problem(Code.E407, where, message)
+            return []
+        return sorted(members)
+
+    def _resolve_all(self, references: list[str], where: str, code: Code) -> list[str]:
         found = [
-            self._resolve(reference, f"{where}[{index}]", Code.E401)
+            self._resolve(reference, f"{where}[{index}]", code)
             for index, reference in enumerate(references)
         ]
         return list(dict.fromkeys(artifact_id for artifact_id in found if artifact_id))
@@ -396,9 +332,9 @@ class _JobDecider:
                 raise _MissingError(reference, f"no {name!r} of job {job_id!r}", final=final)
             return found
         if not _UUID.match(reference):
-            message = f"{reference[:160]!r} is no artifact_id, name:… or job:…/…"
+            message = f"{reference[:160]!r} is no artifact_id, name:…, job:…/… or pin:…"
             raise _MissingError(reference, message, final=True)
-        if reference not in self._siblings.values() and self._batch.artifact(reference) is None:
+        if reference not in self._siblings.values() and self.present.artifacts[reference] is None:
             raise _MissingError(reference, f"no artifact {reference}", final=False)
         return reference
 

@@ -81,6 +81,8 @@ class Code(StrEnum):
     E403 = "E403"
     E404 = "E404"
     E405 = "E405"
+    E406 = "E406"
+    E407 = "E407"
     E501 = "E501"
     E502 = "E502"
     E503 = "E503"
@@ -92,6 +94,7 @@ class Code(StrEnum):
     E509 = "E509"
     E510 = "E510"
     E511 = "E511"
+    E512 = "E512"
     E601 = "E601"
 
     @property
@@ -197,6 +200,14 @@ _CATALOGUE: dict[Code, tuple[str, str]] = {
     Code.E403: ("mutation target not found", "Name an artifact that exists."),
     Code.E404: ("reference is ambiguous", "Give more characters of the id."),
     Code.E405: ("expectation not met", "Read the present value and submit again."),
+    Code.E406: (
+        "artifact is tombstoned",
+        "Name another artifact; submitting the same rows again revives this one.",
+    ),
+    Code.E407: (
+        "over a limit on tags or pins",
+        "Take away what is not needed, or split it; bulky facts belong in an artifact.",
+    ),
     # E5xx: infrastructure
     Code.E501: ("broker unavailable", "Start the bus with `bus up`; staged jobs are safe."),
     Code.E502: ("bus already running", "Use the running bus, or stop it with `bus down`."),
@@ -212,6 +223,10 @@ _CATALOGUE: dict[Code, tuple[str, str]] = {
     Code.E509: ("export failed", "Correct the export's SQL in bus.toml; the old file stays."),
     Code.E510: ("query refused", "Write one SELECT over catalog.*, canon.* or the exports."),
     Code.E511: ("no such thing", "List what exists with `bus jobs`, `bus runs` or `bus show`."),
+    Code.E512: (
+        "written by a newer release",
+        "Upgrade Artifact Bus here to the release that wrote it; nothing was changed.",
+    ),
     # E6xx: source data
     Code.E601: ("source data unreadable", "Correct the named line of the source file."),
 }

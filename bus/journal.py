@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from bus import disk
-from bus.errors import Damaged
+from bus.errors import Code, Damaged, Unavailable
 from bus.model import CommitRecord
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
     from bus.lake import Lake
 
+#: The newest version of records that is read here, and the one that is written.
+JOURNAL_VERSION = 1
+#: What pydantic calls a field, a mutation or an outcome that is not in the model.
+_UNKNOWN_WORDS = {"extra_forbidden", "union_tag_invalid", "enum", "literal_error"}
+_UPGRADE = (
+    "Upgrade Artifact Bus here to the release that wrote it; nothing is written until then. "
+    "If no newer one was ever used, the record is damaged: restore it from a backup."
+)
 #: `prev` of the first record.
 GENESIS = "0" * 64
 _CHUNK_COMMITS = 200
@@ -74,7 +83,10 @@ class Journal:
             disk.remove(path)
 
     def read(self, seq: int) -> Commit | None:
-        """The commit with that number, or None. Raises `Damaged` when it cannot be read."""
+        """The commit with that number, or None.
+
+        Raises `Damaged` when it cannot be read, `Unavailable` (E512) when a newer release wrote it.
+        """
         path = self._lake.record_path(seq)
         try:
             data = path.read_bytes()
@@ -83,6 +95,10 @@ class Journal:
         try:
             record = CommitRecord.from_bytes(data)
         except ValidationError as error:
+            if news := _news(data, error):
+                raise Unavailable(
+                    f"journal record {seq} {news}", code=Code.E512, where=str(path), hint=_UPGRADE
+                ) from None
             raise Damaged(
                 f"journal record {seq} is unreadable: {error.error_count()} findings",
                 where=str(path),
@@ -133,6 +149,24 @@ class Journal:
     def numbers(self) -> list[int]:
         """Every number present, ascending: for verification only, it lists the directory."""
         return sorted(int(p.stem) for p in self._lake.journal.glob("[0-9]*.json"))
+
+
+def _news(data: bytes, error: ValidationError) -> str | None:
+    """What in a whole record this release has no word for; None when it is simply damaged.
+
+    A newer release may add fields, mutations and outcomes. All else must read as it always did.
+    """
+    try:
+        version = json.loads(data)["version"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if isinstance(version, int) and version > JOURNAL_VERSION:
+        return f"is of version {version}; this release reads version {JOURNAL_VERSION}"
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    if {item["type"] for item in found} <= _UNKNOWN_WORDS:
+        place = ".".join(map(str, found[0]["loc"]))
+        return f"says what this release does not know, at {place}"
+    return None
 
 
 def in_chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:

@@ -66,14 +66,15 @@ class JobRow:
 
 
 @contextmanager
-def _manifest(lake: Lake) -> Iterator[Manifest | None]:
-    """The manifest for reading; None while nothing was ever committed."""
-    try:
-        manifest = Manifest.read(lake)
-    except Unavailable:
+def open_manifest(lake: Lake) -> Iterator[Manifest | None]:
+    """The manifest for reading; None while nothing was ever committed.
+
+    Raises `Unavailable`: E508 when it cannot be read, E512 when a newer release made it.
+    """
+    if not lake.manifest_db.exists():
         yield None
         return
-    with closing(manifest):
+    with closing(Manifest.read(lake)) as manifest:
         try:
             yield manifest
         except BrokenManifestError as error:
@@ -190,7 +191,7 @@ def _lacks(lake: Lake, verdict: Verdict) -> list[str]:
     refers = verdict.after or verdict.mutations or any(a.inputs for a in verdict.artifacts)
     if not refers and not any(a.supersedes for a in verdict.artifacts):
         return []
-    with _manifest(lake) as manifest:
+    with open_manifest(lake) as manifest:
         if manifest is None:
             return []
         decisions = decide([verdict], manifest, now=utc_now(), lineage_wait_s=float("inf"))
@@ -214,7 +215,7 @@ def _finished(
     kind: str | None = None,
 ) -> list[JobRow]:
     asked = {"job_id": job_id, "outcome": state, "run_id": run_id, "kind": kind, "limit": limit}
-    with _manifest(lake) as manifest:
+    with open_manifest(lake) as manifest:
         rows = [] if manifest is None else manifest.rows(_FINISHED, asked)
     return [
         JobRow(
@@ -320,7 +321,7 @@ def runs(
 ) -> list[dict[str, Any]]:
     """Runs that fit every filter, the one with the newest commit first."""
     asked = {"run_id": run_id, "producer": producer, "kind": kind, "limit": limit}
-    with _manifest(lake) as manifest:
+    with open_manifest(lake) as manifest:
         found = [] if manifest is None else manifest.rows(_RUNS, asked)
     return [
         dict(zip(_RUN_COLUMNS, (*facts, json.loads(meta)), strict=True)) for *facts, meta in found
@@ -353,7 +354,7 @@ def uses(
 ) -> list[dict[str, Any]]:
     """Which run delivered which artifact under which name, newest first."""
     asked = {"run_id": run_id, "job_id": job_id, "artifact_id": artifact_id, "name": name}
-    with _manifest(lake) as manifest:
+    with open_manifest(lake) as manifest:
         found = [] if manifest is None else manifest.rows(_USES, asked | {"limit": limit})
     rows = [dict(zip(_USE_COLUMNS, row, strict=True)) for row in found]
     return [row | {"deduped": bool(row["deduped"])} for row in rows]
@@ -367,7 +368,7 @@ def find_artifact(lake: Lake, reference: str) -> str:
 
     Raises `NotFound` (E511), `Refused` (E404) when the beginning of an id fits several.
     """
-    with _manifest(lake) as manifest:
+    with open_manifest(lake) as manifest:
         found = [] if manifest is None else _meant(manifest, reference)
     if not found:
         hint = "See `bus runs`, then `bus show RUN`; or give an artifact_id or RUN/NAME."
@@ -428,7 +429,7 @@ _RELATIONS = {
 
 def artifact(lake: Lake, artifact_id: str) -> dict[str, Any]:
     """All that is known of one artifact. Raises `NotFound` (E511)."""
-    with _manifest(lake) as manifest:
+    with open_manifest(lake) as manifest:
         rows = [] if manifest is None else manifest.rows(_ARTIFACT, (artifact_id,))
         if manifest is None or not rows:
             raise NotFound(f"no artifact {artifact_id!r} in this lake", where="artifact_id")

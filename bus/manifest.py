@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import defaultdict
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Self, assert_never
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 @cache
@@ -131,16 +131,36 @@ class Manifest:
 
     @classmethod
     def read(cls, lake: Lake) -> Self:
-        """Open for reading. Raises `Unavailable` (E508) when there is none yet."""
+        """Open for reading.
+
+        Raises `Unavailable`: E508 when there is none yet, or one that an older release made; E512
+        when a newer one did.
+        """
+        where = str(lake.manifest_db)
         if not lake.manifest_db.exists():
-            raise Unavailable("no manifest yet", code=Code.E508, where=str(lake.manifest_db))
-        uri = f"file:{quote(str(lake.manifest_db))}?mode=ro"
+            raise Unavailable("no manifest yet", code=Code.E508, where=where)
+        uri = f"file:{quote(where)}?mode=ro"
         try:
             db = sqlite3.connect(uri, uri=True, timeout=10, check_same_thread=False)
             db.execute("PRAGMA query_only = ON")
         except sqlite3.OperationalError as error:  # a rebuild put another in its place just now
-            raise Unavailable(str(error), code=Code.E508, where=str(lake.manifest_db)) from error
-        return cls(db)
+            raise Unavailable(str(error), code=Code.E508, where=where) from error
+        manifest = cls(db)
+        with suppress(sqlite3.DatabaseError, BrokenManifestError):  # damage shows when it is asked
+            manifest._check_release(where)
+        return manifest
+
+    def _check_release(self, where: str) -> None:
+        """Tables may have other columns in another release: a reader is told, not surprised."""
+        found = self.meta().get("schema_version", SCHEMA_VERSION)
+        if found == SCHEMA_VERSION:
+            return
+        self.close()
+        message = f"the manifest has layout {found}, this release reads {SCHEMA_VERSION}"
+        if found > SCHEMA_VERSION:
+            raise Unavailable(message, code=Code.E512, where=where)
+        hint = "It is made again when the writer starts: `bus up`, or `bus rebuild`."
+        raise Unavailable(message, code=Code.E508, where=where, hint=hint)
 
     @staticmethod
     def delete(lake: Lake) -> None:
@@ -326,7 +346,7 @@ class _Applier:
             self._use(job, artifact, meta_json)
         for mutation in job.mutations:
             self.flush()  # a mutation may end a fact that this very record adds
-            self._mutate(mutation)
+            self._mutate(job, mutation)
 
     def _run(self, job: JobRecord, meta_json: str) -> None:
         facts = (job.run_id, job.producer, job.created_at_utc, meta_json)
@@ -399,12 +419,13 @@ class _Applier:
         )
         self._rows["run_artifacts"].append(row)
 
-    def _mutate(self, mutation: Mutation) -> None:  # noqa: C901, PLR0912 - a case for each mutation
+    def _mutate(self, job: JobRecord, mutation: Mutation) -> None:  # noqa: C901, PLR0912 - a case for each
         match mutation:
             case Supersede(target=old, by=new):
                 self._once("supersede_facts", artifact_id=new, supersedes_artifact_id=old)
             case Tombstone(target=target, reason=reason):
-                self._once("tombstone_facts", artifact_id=target, reason=reason)
+                self._end("tombstone_facts", "artifact_id = ?", target)
+                self._begin("tombstone_facts", artifact_id=target, reason=reason)
             case Tag(target=target, tags=tags):
                 for k, values in tags.items():
                     for v in values:
@@ -417,10 +438,14 @@ class _Applier:
                 self._end("alias_facts", "kind = ? AND alias = ?", kind, alias)
                 if aliased is not None:
                     self._once("alias_facts", kind=kind, alias=alias, artifact_id=aliased)
-            case Pin(pin=pin, target=target):
-                self._once("pin_facts", pin=pin, artifact_id=target)
-            case Unpin(pin=pin, target=target):
-                self._end("pin_facts", "pin = ? AND artifact_id = ?", pin, target)
+                move = (None, kind, alias, aliased, self._seq, job.verdict_id)
+                self._rows["alias_moves"].append(move)
+            case Pin(pin=pin, target=targets):
+                for target in targets:
+                    self._once("pin_facts", pin=pin, artifact_id=target)
+            case Unpin(pin=pin, target=leaving):
+                for target in leaving or ():  # a decided one names each
+                    self._end("pin_facts", "pin = ? AND artifact_id = ?", pin, target)
             case MarkDamaged(object=sha256, found=found):
                 self._begin_damage(f"sha256:{sha256}", found)
             case Restore(object=sha256):

@@ -77,12 +77,16 @@ CREATE TABLE alias_facts(
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (kind, alias, added_seq)) WITHOUT ROWID;
 
+-- Every move of every alias, in order; without an artifact_id it was taken away. Facts show how a
+-- commit left an alias, this table each step and, by its verdict, whose step it was.
+CREATE TABLE alias_moves(
+  move_no INTEGER PRIMARY KEY, kind TEXT NOT NULL, alias TEXT NOT NULL, artifact_id TEXT,
+  seq INTEGER NOT NULL, verdict_id TEXT NOT NULL);
+
 CREATE TABLE pin_facts(
   pin TEXT NOT NULL, artifact_id TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (pin, artifact_id, added_seq)) WITHOUT ROWID;
-
--- What commits added and ended, for the views that follow commit by commit.
 
 -- How far the views behind this one have come; not part of the truth, only a hint where to go on.
 CREATE TABLE progress(view TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
@@ -177,6 +181,7 @@ CREATE INDEX IF NOT EXISTS tombstone_facts_added ON tombstone_facts(added_seq);
 CREATE INDEX IF NOT EXISTS tombstone_facts_ended ON tombstone_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX IF NOT EXISTS alias_facts_added ON alias_facts(added_seq);
 CREATE INDEX IF NOT EXISTS alias_facts_ended ON alias_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS alias_moves_name ON alias_moves(kind, alias);
 CREATE INDEX IF NOT EXISTS pin_facts_added ON pin_facts(added_seq);
 CREATE INDEX IF NOT EXISTS pin_facts_ended ON pin_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 
@@ -214,12 +219,12 @@ SELECT job_id, job_digest, seq FROM jobs
 WHERE outcome = 'committed' AND job_id IN (SELECT value FROM json_each(?));
 
 -- name: known_artifacts
--- The present bytes of these artifacts, and whether they are tombstoned or damaged.
+-- The present bytes of these artifacts, why they are tombstoned, and whether they are damaged.
 SELECT artifact_id, file_hash,
-       EXISTS (SELECT 1 FROM tombstone_facts t
-               WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL)
-       OR EXISTS (SELECT 1 FROM damage_facts d
-                  WHERE d.file_hash = a.file_hash AND d.ended_seq IS NULL)
+       (SELECT reason FROM tombstone_facts t
+        WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL),
+       EXISTS (SELECT 1 FROM damage_facts d
+               WHERE d.file_hash = a.file_hash AND d.ended_seq IS NULL)
 FROM artifact_facts a
 WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
 
@@ -255,11 +260,21 @@ WITH RECURSIVE up(id) AS (
   WHERE l.ended_seq IS NULL)
 SELECT id FROM up;
 
--- name: superseded
--- All that these artifacts supersede, directly or not.
-WITH RECURSIVE down(id) AS (
-  SELECT f.supersedes_artifact_id FROM supersede_facts f
-  JOIN json_each(?) s ON f.artifact_id = s.value WHERE f.ended_seq IS NULL
-  UNION SELECT f.supersedes_artifact_id FROM supersede_facts f JOIN down ON f.artifact_id = down.id
-  WHERE f.ended_seq IS NULL)
-SELECT id FROM down;
+-- name: superseders
+-- What supersedes these artifacts.
+SELECT supersedes_artifact_id, artifact_id FROM supersede_facts
+WHERE ended_seq IS NULL AND supersedes_artifact_id IN (SELECT value FROM json_each(?));
+
+-- name: tags
+-- The tags that these artifacts carry.
+SELECT artifact_id, k, v FROM tag_facts
+WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
+
+-- name: pinned
+-- The members of these pins.
+SELECT pin, artifact_id FROM pin_facts
+WHERE ended_seq IS NULL AND pin IN (SELECT value FROM json_each(?));
+
+-- name: aliased
+-- What `<kind>:<alias>` means.
+SELECT artifact_id FROM alias_facts WHERE ended_seq IS NULL AND kind = ? AND alias = ?;

@@ -38,6 +38,9 @@ from bus.shown import facts_html, rows_html
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:+=@~-]{0,127}$"
 MAX_ARTIFACTS = 1000
 MAX_TEXT_BYTES = 1024
+#: Tags (k=v pairs) that one artifact may carry, over all its uses, and the length of a key.
+MAX_TAGS = 200
+MAX_TAG_KEY_BYTES = 128
 
 
 class JobState(StrEnum):
@@ -101,7 +104,11 @@ def _values(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [] if value is None else [value] if isinstance(value, str) else value
+    return [] if value is None else _in_list(value)
+
+
+def _in_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 Tags = Annotated[dict[Text, list[Text]], BeforeValidator(_values)]
@@ -170,7 +177,7 @@ class Supersede(Document):
 
 
 class Tombstone(Document):
-    """`target` must not be used any more, because of `reason`; its bytes stay."""
+    """`target` must not be used any more, because of `reason` (the newest counts); its bytes stay."""
 
     op: Literal["tombstone"]
     target: Text
@@ -187,7 +194,7 @@ class Tag(Document):
 
 
 class Untag(Document):
-    """`target` no longer carries these tags."""
+    """`target` no longer carries these tags; a key without values stands for all that it has."""
 
     op: Literal["untag"]
     target: Text
@@ -205,19 +212,19 @@ class Alias(Document):
 
 
 class Pin(Document):
-    """`target` belongs to the named frozen set `pin`."""
+    """These artifacts belong to the named frozen set `pin`; `target` is one reference or many."""
 
     op: Literal["pin"]
     pin: Id
-    target: Text
+    target: Refs
 
 
 class Unpin(Document):
-    """`target` leaves the set `pin`."""
+    """These artifacts leave the set `pin`; a null target empties it."""
 
     op: Literal["unpin"]
     pin: Id
-    target: Text
+    target: Annotated[list[Text] | None, BeforeValidator(_in_list)] = None
 
 
 class MarkDamaged(Document):

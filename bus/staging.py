@@ -34,6 +34,7 @@ from bus.model import (
     manifest_problems,
     utc_now,
 )
+from bus.submission import tag_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -215,6 +216,8 @@ class Staging:
             raise Refused.of(manifest_problems(error)) from None
         except strict_json.StrictJsonError as error:
             raise Refused.of([error.problem]) from None
+        if over := list(tag_problems(manifest)):
+            raise Refused.of(over)
         return manifest
 
     def _same_job_waiting(self, manifest: JobManifest) -> StagedJob | None:

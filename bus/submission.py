@@ -19,7 +19,15 @@ from pydantic import ValidationError
 from bus import disk, strict_json
 from bus.errors import Code, Problem, problem
 from bus.lake import COMMIT, MANIFEST, OUR_NAMES
-from bus.model import ID_PATTERN, CommitMarker, JobManifest, manifest_problems
+from bus.model import (
+    ID_PATTERN,
+    MAX_TAG_KEY_BYTES,
+    MAX_TAGS,
+    CommitMarker,
+    JobManifest,
+    Tag,
+    manifest_problems,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -188,7 +196,7 @@ def _name_problems(name: str) -> Iterator[Problem]:
 
 
 def _identity_problems(manifest: JobManifest, name: str) -> Iterator[Problem]:
-    """Rules that pydantic's types do not hold: E106, E108, E109, E110."""
+    """Rules that pydantic's types do not hold: E106, E108, E109, E110, E407."""
     if manifest.job_id != name:
         message = f"job_id is {manifest.job_id!r}, the directory is {name[:160]!r}"
         yield problem(Code.E106, f"{MANIFEST}.job_id", message)
@@ -200,11 +208,32 @@ def _identity_problems(manifest: JobManifest, name: str) -> Iterator[Problem]:
             yield problem(Code.E110, f"{place}.format", f"format {entry.format[:80]!r}")
     yield from _repeated((e.artifact_id for e in manifest.artifacts), "artifact_id")
     yield from _repeated((e.relpath for e in manifest.artifacts), "relpath")
+    yield from tag_problems(manifest)
 
 
 def entry_place(index: int) -> str:
     """Where the manifest speaks of its n-th artifact."""
     return f"{MANIFEST}.artifacts[{index}]"
+
+
+def tag_problems(manifest: JobManifest) -> Iterator[Problem]:
+    """E407: tags that no artifact may carry, however few it has.
+
+    A rule for producers only: what the journal once took must stay readable, so it is no part of
+    the documents' types.
+    """
+    said = [(entry_place(n), entry.tags) for n, entry in enumerate(manifest.artifacts)]
+    for number, mutation in enumerate(manifest.mutations):
+        if isinstance(mutation, Tag):
+            said.append((f"{MANIFEST}.mutations[{number}]", mutation.tags))
+    for place, tags in said:
+        for key in tags:
+            if not 0 < (size_bytes := len(key.encode())) <= MAX_TAG_KEY_BYTES:
+                message = f"the key of a tag has 1 to {MAX_TAG_KEY_BYTES} bytes, not {size_bytes:,}"
+                yield problem(Code.E407, f"{place}.tags", message)
+        if (count := sum(map(len, tags.values()))) > MAX_TAGS:
+            message = f"{count:,} tags; an artifact carries {MAX_TAGS} at most"
+            yield problem(Code.E407, f"{place}.tags", message)
 
 
 def _repeated(values: Iterable[str], field_name: str) -> Iterator[Problem]:

@@ -50,6 +50,8 @@ Level = Literal["quick", "sample", "full"]
 _T = TypeVar("_T")
 _ANSWERED = (JobState.COMMITTED, JobState.REJECTED)
 _ABOUT_VIEWS = (4, 9)
+#: What reading the journal raises: a record that is damaged, or of a newer release.
+_UNREADABLE = (Damaged, Unavailable)
 _JUDGED = (JobState.VALIDATING, JobState.READY)
 
 
@@ -245,7 +247,7 @@ class _Verification:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bus-verify-"))
             twin = stack.enter_context(closing(Twin(self._lake, Path(folder))))
             self._compare(twin, live, snapshot)
-        except Damaged as damage:
+        except _UNREADABLE as damage:
             self._found(3, damage.where, damage.message, damage.hint)
             if live is not None:
                 return live
@@ -256,7 +258,7 @@ class _Verification:
         """A manifest of the records before the damage."""
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bus-verify-"))
         twin = Twin(self._lake, Path(folder))
-        with suppress(Damaged):
+        with suppress(*_UNREADABLE):
             twin.grow(None)
         return twin.manifest
 

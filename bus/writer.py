@@ -31,6 +31,7 @@ from bus.model import (
     CommitRecord,
     JobState,
     Outcome,
+    Pin,
     Verdict,
     iso,
     utc_now,
@@ -436,6 +437,7 @@ class Writer:
         for job in record.jobs:
             for artifact in job.artifacts:
                 there |= {artifact.artifact_id, f"job:{job.job_id}/{artifact.name}"}
+            there |= {f"pin:{m.pin}" for m in job.mutations if isinstance(m, Pin)}
         for job_id, wait in list(self._waiting.items()):
             if not wait.references.isdisjoint(there):
                 del self._waiting[job_id]

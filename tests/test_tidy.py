@@ -47,11 +47,11 @@ LAYERS = (
     ),
     *("table", "second_reader", "validation", "intake"),
     # commits, and what is made of them
-    *("journal", "manifest", "decisions", "views", "standing", "answers"),
+    *("journal", "manifest", "present", "mutations", "decisions", "views", "standing", "answers"),
     *("sqltypes", "canon", "feed", "snapshot", "catalog", "exports", "writer"),
     *("invariants", "rebuilt", "verify", "repair"),
     # what people ask of it, and what they answer
-    *("retry", "lookup", "runbook"),
+    *("retry", "lookup", "versions", "runbook"),
     # delivery: everything above runs without Celery and without Redis
     *(
         "broker",

@@ -44,6 +44,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "explain": ("state", "Explain an error code, as the runbook does."),
         "doctor": ("state", "Check that this machine and this lake are fit for a bus."),
     },
+    "Say something of artifacts": {
+        "supersede": ("versions", "Let artifacts replace others; all stay readable."),
+        "tombstone": ("versions", "Say that an artifact must not be used any more, and why."),
+        "tag": ("versions", "Let an artifact carry tags as well."),
+        "untag": ("versions", "Take tags off an artifact."),
+        "alias": ("versions", "Let KIND:NAME mean an artifact, or show what it means and meant."),
+        "pin": ("versions", "Put artifacts into a named set that gc keeps and jobs take as input."),
+        "unpin": ("versions", "Take artifacts out of a pin."),
+        "pins": ("versions", "List pins, or the artifacts of one."),
+    },
     "Read the lake": {
         "runs": ("reading", "List runs, the newest first."),
         "show": ("reading", "Show all that is known of an artifact, a job, a run or a kind."),

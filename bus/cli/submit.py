@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from bus.cli.options import HERE, Everywhere, Many, Switch, lake_of_bus_root
-from bus.cli.output import Block, Facts, Line, Part, Reply, Table, say
+from bus.cli.output import Reply, say
+from bus.cli.receipts import NO_WORKER, answer, bus_that_listens, receipt
 from bus.errors import Code, Refused
 from bus.producers.files import ParquetFile, names_for, submit_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from bus.client import Bus, Job
-    from bus.model import Receipt
-
-_NOBODY = "No bus answers on this lake: the job waits in the inbox, safe, until one runs (bus up)."
-_NO_WORKER = "Nobody validates on this lake right now: see bus status. The job is safe."
+    from collections.abc import Sequence
 
 
 def submit(
@@ -121,10 +116,7 @@ def submit(
     }
     meta = json_object("--meta-json", meta_json)
 
-    from bus.client import Bus
-
-    heard: list[bool] = []
-    bus = Bus(settings, ring=lambda job_id: heard.append(bus.broker.ring(job_id)))
+    bus, heard = bus_that_listens(settings)
     job = submit_files(
         bus,
         [
@@ -140,7 +132,7 @@ def submit(
         after=[*after] or None,
         required=True,
     )
-    return _answer(bus, job, rung=heard == [True], wait_s=timeout if wait else None)
+    return answer(bus, job, rung=heard == [True], wait_s=timeout if wait else None)
 
 
 def wait(
@@ -174,8 +166,8 @@ def wait(
     bus = Bus(settings)
     found = bus.find_job(job)
     if timeout > 0 and found.answer() is None and not alive("worker", bus.lake, settings):
-        say(_NO_WORKER)
-    return _receipt(found.wait(timeout))
+        say(NO_WORKER)
+    return receipt(found.wait(timeout))
 
 
 def retry(
@@ -213,7 +205,7 @@ def retry(
     sent = [retry_job(lake, job_id) for job_id in jobs]
     heard = [bus.broker.ring(job.job_id) for job in sent]
     replies = [
-        _answer(
+        answer(
             bus,
             Job(bus, job.job_id, job.submission_id),
             rung=all(heard),
@@ -224,48 +216,6 @@ def retry(
     if len(replies) == 1:
         return replies[0]
     return Reply([r.data for r in replies], lambda: [part for r in replies for part in r.text()])
-
-
-# ── the answer ────────────────────────────────────────────────────────────────────────────────
-
-
-def _answer(bus: Bus, job: Job, *, rung: bool, wait_s: float | None) -> Reply:
-    """What to say of a job that lies in the inbox: its id, or with `wait_s` its receipt."""
-    from bus.health import alive
-
-    if not rung:
-        say(_NOBODY)
-    elif not alive("worker", bus.lake, bus.settings):
-        say(_NO_WORKER)
-    if wait_s is not None:
-        return _receipt(job.wait(wait_s))
-    facts = {"job_id": job.job_id, "submission_id": job.submission_id, "rung": rung}
-    return Reply(facts | {"state": str(job.status)}, lambda: [Line(job.job_id)])
-
-
-def _receipt(receipt: Receipt) -> Reply:
-    def text() -> Iterable[Part]:
-        facts = {"seq": receipt.seq, "committed": receipt.committed_at_utc}
-        yield Facts(f"{receipt.job_id}: {receipt.status}", facts)
-        if receipt.artifacts:
-            yield Table(
-                ("name", "artifact_id", "rows", "stored", "path"),
-                [
-                    (
-                        a.name,
-                        a.artifact_id,
-                        a.rows,
-                        f"deduped ({a.mode})" if a.deduped else "new",
-                        a.path,
-                    )
-                    for a in receipt.artifacts
-                ],
-            )
-        warnings = [*receipt.warnings, *(w for a in receipt.artifacts for w in a.warnings)]
-        if warnings:
-            yield Block("warnings", warnings)
-
-    return Reply(receipt.model_dump(mode="json"), text)
 
 
 # ── the flags of submit ───────────────────────────────────────────────────────────────────────

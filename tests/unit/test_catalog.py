@@ -140,14 +140,14 @@ def test_tags_lineage_aliases_and_pins_show_what_holds_now(bus: Shown) -> None:
             Untag(op="untag", target=target, tags={"chain": ["evm"]}),
             Tag(op="tag", target=made.artifact_id, tags={"good": ["yes"]}),
             Alias(op="alias", kind="things", alias="best", target=target),
-            Pin(op="pin", pin="set", target=target),
+            Pin(op="pin", pin="set", target=[target]),
         )
     )
     bus.show()
     bus.history.commit(
         bus.history.change(
             Alias(op="alias", kind="things", alias="best", target=made.artifact_id),
-            Unpin(op="unpin", pin="set", target=target),
+            Unpin(op="unpin", pin="set", target=[target]),
         )
     )
     assert bus.shown("SELECT artifact_id, k, v FROM catalog.tags_f ORDER BY k") == [

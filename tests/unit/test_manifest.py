@@ -218,8 +218,8 @@ def test_a_tag_taken_off_and_put_on_in_one_commit_is_on(ledger: Ledger) -> None:
 
 def test_a_pin_removed_and_set_again_in_one_commit_is_set(ledger: Ledger) -> None:
     ledger.committed(verdict("j", A))
-    pin = Pin(op="pin", pin="paper", target=id_of(A))
-    unpin = Unpin(op="unpin", pin="paper", target=id_of(A))
+    pin = Pin(op="pin", pin="paper", target=[id_of(A)])
+    unpin = Unpin(op="unpin", pin="paper", target=[id_of(A)])
     mutate(ledger, [pin], [unpin], [pin])
     assert rows(ledger, "SELECT pin, artifact_id FROM pins") == [("paper", id_of(A))]
 
