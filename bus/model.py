@@ -347,7 +347,9 @@ def manifest_problems(error: ValidationError, where: str = "manifest.json") -> l
 
 
 def _as_problem(item: Any, where: str) -> Problem:
-    path = [part for part in item["loc"] if not (isinstance(part, str) and part in _MUTATION_OPS)]
+    path = list(item["loc"])
+    if path[:1] == ["mutations"] and path[2:3] and path[2] in _MUTATION_OPS:
+        del path[2]  # the op that pydantic took it for; a field may have the same name
     place = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
     field = next((p for p in reversed(path) if isinstance(p, str)), "")
     kind = item["type"]

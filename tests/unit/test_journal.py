@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bus.errors import Damaged
+from bus import writer as writer_module
+from bus.errors import Damaged, Unavailable
 from bus.journal import GENESIS, Journal, NumberTakenError
 from bus.lake import Lake
-from bus.model import CommitRecord, JobRecord, Outcome
+from bus.manifest import Manifest
+from bus.model import CommitRecord, JobRecord, JobState, Outcome
+from bus.verify import verify
+from tests.pipeline import LightCatalog, Pipeline, facts, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,6 +113,40 @@ def test_an_unreadable_record_is_damage_with_its_path_not_a_traceback(
     assert caught.value.where == str(lake.record_path(2))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        (b'"version":1', b'"version":2', "is of version 2"),
+        (b'"mutations":[]', b'"mutations":[{"op":"fork","target":"x"}]', "jobs.0.mutations.0"),
+        (b'"warnings":[]', b'"warnings":[],"priority":3', "jobs.0.priority"),
+        (b'"outcome":"rejected"', b'"outcome":"postponed"', "jobs.0.outcome"),
+    ],
+    ids=["version", "mutation", "field", "outcome"],
+)
+def test_a_record_of_a_newer_release_is_told_from_damage(
+    lake: Lake, old: bytes, new: bytes, place: str
+) -> None:
+    journal = Journal(lake)
+    grow(journal, 2)
+    data = lake.record_path(2).read_bytes()
+    assert old in data
+    overwrite(lake.record_path(2), data.replace(old, new))
+    with pytest.raises(Unavailable, match="journal record 2") as caught:
+        journal.read(2)
+    assert (caught.value.code, caught.value.where) == ("E512", str(lake.record_path(2)))
+    assert place in caught.value.message
+    assert "Upgrade" in caught.value.hint
+
+
+def test_what_is_missing_from_a_record_is_damage_whatever_else_it_says(lake: Lake) -> None:
+    journal = Journal(lake)
+    grow(journal, 1)
+    data = lake.record_path(1).read_bytes().replace(b'"writer":"test"', b'"author":"test"')
+    overwrite(lake.record_path(1), data)
+    with pytest.raises(Damaged, match="record 1 is unreadable"):
+        journal.read(1)
+
+
 def test_a_record_under_another_number_is_damage(lake: Lake) -> None:
     journal = Journal(lake)
     grow(journal, 2)
@@ -146,3 +184,35 @@ def test_a_gap_is_told_from_the_end(lake: Lake) -> None:
     with pytest.raises(Damaged, match="record 2 is missing, but record 3 is there"):
         journal.check_gapless()
     assert journal.numbers() == [1, 3, 4]
+
+
+@pytest.mark.parametrize("manifest", ["there", "gone", "behind"])
+def test_no_writer_starts_on_a_journal_that_a_newer_release_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: str
+) -> None:
+    monkeypatch.setattr(writer_module, "Catalog", LightCatalog)
+    pipe = Pipeline(tmp_path)
+    for number in range(2):
+        pipe.judged(verdict(f"j{number}", facts(f"n{number}", number)))
+        pipe.commit()
+    journal = Journal(pipe.lake)
+    if manifest == "behind":
+        *_, newest = journal.after(0, GENESIS)
+        journal.append(record(3, newest.sha256))
+    last = journal.check_gapless()
+    path = pipe.lake.record_path(last)
+    overwrite(path, path.read_bytes().replace(b'"version":1', b'"version":2'))
+    if manifest == "gone":
+        Manifest.delete(pipe.lake)
+    pipe.judged(verdict("next", facts("next", 9)))
+    for _ in range(2):  # it gives the lock back
+        with pytest.raises(Unavailable, match="is of version 2") as caught:
+            pipe.commit()
+        assert caught.value.code == "E512"
+    assert journal.check_gapless() == last
+    assert pipe.state("next") is JobState.READY
+    findings = verify(pipe.lake, pipe.settings, pipe.registry, "sample").findings
+    told = [f for f in findings if f.where == str(path)]
+    assert [(f.invariant, "is of version 2" in f.message, "Upgrade" in f.fix) for f in told] == [
+        (3, True, True)
+    ]

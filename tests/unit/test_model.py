@@ -179,6 +179,16 @@ def test_a_mutation_is_one_of_a_closed_list() -> None:
     assert (code, where) == ("E103", "manifest.json.mutations[0]")
     ((_, where, _),) = findings(artifacts=[], mutations=[{"op": "tombstone", "target": "x"}])
     assert where == "manifest.json.mutations[0].reason"
+    pin = {"op": "pin", "pin": "../x", "target": "x"}  # a field of the same name as its op
+    ((code, where, _),) = findings(artifacts=[], mutations=[pin])
+    assert (code, where) == ("E104", "manifest.json.mutations[0].pin")
+
+
+def test_a_pin_takes_one_target_or_many_and_an_unpin_also_none() -> None:
+    pin = {"op": "pin", "pin": "paper", "target": "x"}
+    unpin = {"op": "unpin", "pin": "paper"}
+    found = manifest(artifacts=[], mutations=[pin, pin | {"target": ["x", "y"]}, unpin])
+    assert [m.model_dump()["target"] for m in found.mutations] == [["x"], ["x", "y"], None]
 
 
 def test_only_version_1_is_spoken() -> None:
