@@ -40,7 +40,7 @@ SOAK_S ?= 600
 SOAK_SEED ?= 1
 soak: $(READY)  ## the long campaigns, then SOAK_S seconds of random kills (default 600)
 	@[ "$(SOAK_ONLY)" = kills ] || $(OWN) $(BIN)/python -m pytest tests/crash tests/faults tests/hostile \
-	  --long --timeout=7200 --seed $(SOAK_SEED) --results soak-results.jsonl
+	  tests/unit/test_state_machine.py --long --timeout=7200 --seed $(SOAK_SEED) --results soak-results.jsonl
 	@$(OWN) $(BIN)/python -m tests.soak --seconds $(SOAK_S) --seed $(SOAK_SEED)
 
 lint: $(READY)  ## ruff: all rules, and the format

@@ -1,4 +1,4 @@
-"""Any sequence of submissions, changes, kills and losses against a model in plain dicts.
+"""Any sequence of submissions, changes, kills and losses against a lake in plain dicts.
 
 The order in which jobs that wait together are decided is the bus's own affair: the model takes it
 from the journal. Everything else (that each acknowledged submission is there, once, what became of
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,20 +33,22 @@ from bus.errors import JobConflict
 from bus.lake import COMMIT
 from bus.manifest import Manifest
 from bus.model import CommitMarker, JobState, Outcome, Receipt, RejectReason
+from bus.versions import alias_history
 from tests.crash_kit import Job, Scene
 from tests.pipeline import KIND, LightCatalog, Pipeline, table
+from tests.plain_lake import FAULTS, PlainLake
 
 if TYPE_CHECKING:
     from bus.model import JobRecord
+    from tests.campaign import Campaign
+    from tests.plain_lake import Edges, Key
 
 EXAMPLES = 20
+LONG_EXAMPLES = 400
 STEPS = 12
 #: One example in so many ends with a look at the real catalog, which takes a second.
 WHOLE_EVERY = 7
 ON_THEIR_WAY = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
-
-#: (logical key, number of the table): what tells artifacts apart.
-Key = tuple[str, int]
 
 # Small pools, so that names and tables meet often.
 IDS = st.sampled_from(["j0", "j1", "j2"])
@@ -57,110 +59,14 @@ NUMBERS = st.integers(0, 1)
 KEYS = st.sampled_from(["ka", "kb"])
 CODECS = st.sampled_from(["zstd", "snappy"])
 TAGS = st.sampled_from(["red", "blue"])
-OP = st.sampled_from(["tag", "untag", "alias", "alias", "no alias"])
+#: A change: what is said, of which jobs' artifacts, and a word for it.
+OPS = (
+    *("supersede", "supersede", "tombstone", "tag", "untag", "untag all"),
+    *("alias", "alias", "alias if", "no alias", "pin", "pin", "unpin", "unpin all"),
+)
+SAYING = st.tuples(st.sampled_from(OPS), WHICH, WHICH, st.sampled_from(["red", "blue"]))
 STAGING_POINTS = [point for point in CRASH_POINTS if point.startswith("stage.")]
 POINTS = [p for p in CRASH_POINTS if p not in STAGING_POINTS and p != "export.built"]
-#: What is wrong with a job, and the code that says so.
-FAULTS = {"a wrong hash": "E304", "a missing column": "E202", "a torn file": "E308"}
-
-
-@dataclass
-class Expected:
-    """What must become of a job."""
-
-    outcome: Outcome
-    code: str | None = None
-    decision: tuple[str, str | None] | None = None
-
-
-def rejected(code: str) -> Expected:
-    return Expected(Outcome.REJECTED, code)
-
-
-class Model:
-    """What holds after the jobs decided so far."""
-
-    def __init__(self) -> None:
-        self.committed: dict[str, Job] = {}
-        self.delivered: dict[str, Key] = {}
-        self.codecs: dict[Key, str] = {}
-        self.tombstoned: set[Key] = set()
-        self.supersedes: set[tuple[Key, Key]] = set()
-        self.tags: set[tuple[Key, str, str]] = set()
-        self.aliases: dict[str, Key] = {}
-
-    def decide(self, job: Job) -> Expected:
-        if (fault := fault_of(job)) is not None:
-            return rejected(FAULTS[fault])
-        if job.job_id in self.committed:
-            same = self.committed[job.job_id] == replace(job, codec="zstd")
-            return Expected(Outcome.REPEATED) if same else rejected("E105")
-        expected = self._change(job) if "mutations" in job.fields else self._add(job)
-        if expected.outcome is Outcome.COMMITTED:
-            self.committed[job.job_id] = replace(job, codec="zstd")
-        return expected
-
-    def _add(self, job: Job) -> Expected:
-        key = (job.keys[0], job.tables[0])
-        known = self.codecs.get(key)
-        if known is not None and key not in self.tombstoned:
-            mode = "file_hash" if known == job.codec else "content_hash"
-            decision: tuple[str, str | None] = ("deduped", mode)
-        else:
-            decision = ("created" if known is None else "revived", None)
-            self.codecs[key] = job.codec
-            self.tombstoned.discard(key)
-        self.delivered[job.job_id] = key
-        self._tag(key, job.entries.get("tags", {}))
-        return Expected(Outcome.COMMITTED, decision=decision)
-
-    def _tag(self, key: Key, tags: dict[str, str]) -> None:
-        self.tags |= {(key, k, v) for k, v in tags.items()}
-
-    def _change(self, job: Job) -> Expected:
-        (change,) = job.fields["mutations"]
-        references = [change[field] for field in ("target", "by") if change.get(field)]
-        meant = [self.delivered.get(text[4:].partition("/")[0]) for text in references]
-        keys = [key for key in meant if key is not None]
-        if len(keys) < len(references):
-            return rejected("E403")
-        if change["op"] == "supersede" and self._leads(*keys):
-            return rejected("E402")
-        self._apply(change, keys)
-        return Expected(Outcome.COMMITTED)
-
-    def _leads(self, start: Key, end: Key) -> bool:
-        """Whether `end` is `start`, or superseded by it, directly or not."""
-        nexts = [old for new, old in self.supersedes if new == start]
-        return start == end or any(self._leads(further, end) for further in nexts)
-
-    def _apply(self, change: dict[str, Any], keys: list[Key]) -> None:
-        match change["op"]:
-            case "tombstone":
-                self.tombstoned.add(keys[0])
-            case "supersede":
-                self.supersedes.add((keys[1], keys[0]))
-            case "tag":
-                self._tag(keys[0], change["tags"])
-            case "untag":
-                self.tags -= {(keys[0], k, v) for k, v in change["tags"].items()}
-            case "alias" if keys:
-                self.aliases[change["alias"]] = keys[0]
-            case "alias":
-                self.aliases.pop(change["alias"], None)
-
-    def status(self, key: Key) -> str:
-        if key in self.tombstoned:
-            return "tombstoned"
-        return "superseded" if any(old == key for _, old in self.supersedes) else "active"
-
-
-def fault_of(job: Job) -> str | None:
-    if "sha256" in job.entries:
-        return "a wrong hash"
-    if job.broken:
-        return "a torn file"
-    return "a missing column" if "kind" in job.fields else None
 
 
 def as_it_waits(job: Job) -> Job:
@@ -181,12 +87,12 @@ class BusMachine(RuleBasedStateMachine):
         self.patch.setattr(os, "fsync", lambda _: None)
         self.scene = Scene(Path(tempfile.mkdtemp(prefix="bus-machine-")), lineage_wait_s=0.0)
         self.pipe: Pipeline = self.scene.pipe()
-        self.model = Model()
+        self.ids: dict[Key, str] = {}
+        self.model = PlainLake(self.ids)
         self.asked: list[Job] = []  # everything that was ever submitted
         self.staged: dict[str, Job] = {}  # acknowledged, by submission_id
         self.outcomes: dict[str, Outcome] = {}  # decided, by submission_id
         self.first: dict[str, int] = {}  # the commit that each committed job is in
-        self.ids: dict[Key, str] = {}
         self.seq = 0
 
     # ── submitting ────────────────────────────────────────────────────────────────────────────
@@ -199,15 +105,21 @@ class BusMachine(RuleBasedStateMachine):
         self.drain()
         self._submit(Job("first-3", (1,), keys=("ka",), codec="snappy"))
         first = [f"job:first-{number}/t0" for number in range(3)]
-        self._change("alias", op="alias", kind=KIND, alias="best", target=first[0])
-        self._change("withdrawal", op="tombstone", target=first[1], reason="wrong")
-        self._change("replacement", op="supersede", target=first[0], by=first[1])
+        alias = {"op": "alias", "kind": KIND, "alias": "best", "target": first[0]}
+        self._change("alias", alias)
+        self._change("pin", {"op": "pin", "pin": "set", "target": [first[1], first[2]]})
+        self._change("replacement", {"op": "supersede", "target": first[0], "by": first[2]})
+        self._change("withdrawal", {"op": "tombstone", "target": first[1], "reason": "wrong"})
         self.drain()
 
     @rule(job_id=IDS, number=NUMBERS, key=KEYS, codec=CODECS, tag=TAGS)
     def submit(self, job_id: str, number: int, key: str, codec: str, tag: str) -> None:
         entries = {"tags": {"colour": tag}}
         self._submit(Job(job_id, (number,), codec=codec, keys=(key,), entries=entries))
+
+    @rule(job_id=IDS, number=NUMBERS, key=KEYS)
+    def submit_what_was_made_from_a_pin(self, job_id: str, number: int, key: str) -> None:
+        self._submit(Job(job_id, (number,), keys=(key,), entries={"inputs": ["pin:set"]}))
 
     @rule(which=WHICH, change=st.sampled_from(["nothing", "bytes", "rows", "key"]))
     def submit_again(self, which: int, change: str) -> None:
@@ -237,32 +149,41 @@ class BusMachine(RuleBasedStateMachine):
             job = replace(job, fields={"kind": "alerts_std"})
         self._submit(job)
 
-    @rule(job_id=CHANGE_IDS, which=WHICH)
-    def withdraw(self, job_id: str, which: int) -> None:
-        self._change(job_id, op="tombstone", target=self._reference(which), reason="wrong")
+    @rule(job_id=CHANGE_IDS, asked=st.lists(SAYING, min_size=1, max_size=3))
+    def say(self, job_id: str, asked: list[tuple[str, int, int, str]]) -> None:
+        self._change(job_id, *(self._saying(*one) for one in asked))
 
-    @rule(job_id=CHANGE_IDS, old=WHICH, new=WHICH)
-    def supersede(self, job_id: str, old: int, new: int) -> None:
-        references = {"target": self._reference(old), "by": self._reference(new)}
-        self._change(job_id, op="supersede", **references)
-
-    @rule(job_id=CHANGE_IDS, op=OP, which=WHICH, tag=TAGS)
-    def tag_or_alias(self, job_id: str, op: str, which: int, tag: str) -> None:
-        reference = self._reference(which)
-        if op == "no alias":
-            self._change(job_id, op="alias", kind=KIND, alias="best")
-        elif op == "alias":
-            self._change(job_id, op="alias", kind=KIND, alias="best", target=reference)
-        else:
-            self._change(job_id, op=op, target=reference, tags={"colour": tag})
+    def _saying(self, op: str, which: int, other: int, word: str) -> dict[str, Any]:
+        target, second = self._reference(which), self._reference(other)
+        alias = {"op": "alias", "kind": KIND, "alias": "best"}
+        match op:
+            case "supersede":
+                return {"op": op, "target": target, "by": second}
+            case "tombstone":
+                return {"op": op, "target": target, "reason": word}
+            case "tag" | "untag":
+                return {"op": op, "target": target, "tags": {"colour": [word]}}
+            case "untag all":
+                return {"op": "untag", "target": target, "tags": {"colour": []}}
+            case "alias":
+                return alias | {"target": target}
+            case "alias if":
+                expect = [*self.ids.values(), ""][other % (len(self.ids) + 1)]
+                return alias | {"target": target, "expect": expect}
+            case "no alias":
+                return alias
+            case "unpin all":
+                return {"op": "unpin", "pin": "set"}
+            case _:
+                return {"op": op, "pin": "set", "target": [target, second][: 1 + other % 2]}
 
     def _reference(self, which: int) -> str:
         """To what a job of before delivers; the last of them may not be there yet, or never."""
         jobs = [job for job in self.asked if job.tables]
         return f"job:{jobs[which % len(jobs)].job_id}/t0"
 
-    def _change(self, job_id: str, **change: Any) -> None:
-        self._submit(Job(job_id, fields={"mutations": [change]}))
+    def _change(self, job_id: str, *changes: dict[str, Any]) -> None:
+        self._submit(Job(job_id, fields={"mutations": list(changes)}))
 
     def _submit(self, job: Job) -> None:
         self.asked.append(job)
@@ -352,24 +273,39 @@ class BusMachine(RuleBasedStateMachine):
             assert found.first_seq == self.first[found.job_id]
         decisions = [(a.decision, a.mode) for a in found.artifacts]
         assert decisions == ([expected.decision] if expected.decision else [])
+        assert [change.op for change in found.mutations] == expected.changes
         for artifact in found.artifacts:
-            key = self.model.delivered[job.job_id]
+            key = self.model.now.delivered[job.job_id]
             assert self.ids.setdefault(key, artifact.artifact_id) == artifact.artifact_id
 
     def _assert_the_lake_shows_what_the_model_says(self) -> None:
-        model, ids, rows = self.model, self.ids, self.pipe.rows
-        assert set(rows("SELECT artifact_id, status FROM artifacts")) == {
-            (artifact_id, model.status(key)) for key, artifact_id in ids.items()
-        }
-        assert len(set(ids.values())) == len(ids) == len(model.codecs)
-        tags = {(ids[key], k, v) for key, k, v in model.tags}
+        now, ids, rows = self.model.now, self.ids, self.pipe.rows
+        shown = {artifact_id: now.status(key) for key, artifact_id in ids.items()}
+        assert dict(rows("SELECT artifact_id, status FROM artifacts")) == shown
+        assert len(shown) == len(ids) == len(now.codecs)
+        tags = {(ids[key], k, v) for key, k, v in now.tags}
         assert sorted(rows("SELECT artifact_id, k, v FROM artifact_tags")) == sorted(tags)
-        aliases = {alias: ids[key] for alias, key in model.aliases.items()}
+        aliases = {alias: ids[key] for alias, key in now.aliases.items()}
         assert dict(rows("SELECT alias, artifact_id FROM aliases")) == aliases
-        supersedes = {(ids[new], ids[old]) for new, old in model.supersedes}
-        assert set(rows("SELECT * FROM artifact_supersedes")) == supersedes
-        assert self.pipe.links() == {ids[key] for key in ids if model.status(key) == "active"}
+        assert self._moves() == [tuple(key and ids[key] for key in move) for move in now.moves]
+        pins = {(pin, ids[key]) for pin, keys in now.pins.items() for key in keys}
+        assert set(rows("SELECT pin, artifact_id FROM pins")) == pins
+        reasons = {ids[key]: reason for key, reason in now.tombstoned.items()}
+        held = "SELECT artifact_id, reason FROM tombstone_facts WHERE ended_seq IS NULL"
+        assert dict(rows(held)) == reasons
+        assert set(rows("SELECT * FROM artifact_supersedes")) == self._by_id(now.supersedes)
+        assert set(rows("SELECT * FROM artifact_lineage")) == self._by_id(now.made_from)
+        assert self.pipe.links() == {a for a, status in shown.items() if status == "active"}
         self._assert_every_submission_has_its_answer()
+
+    def _by_id(self, edges: Edges) -> set[tuple[str, str]]:
+        return {(self.ids[start], self.ids[end]) for start, end in edges}
+
+    def _moves(self) -> list[tuple[str | None, str | None]]:
+        if not self.model.now.moves:
+            return []  # an alias that never was is not found
+        found = alias_history(self.pipe.lake, f"{KIND}:best")
+        return [(move["from"], move["to"]) for move in reversed(found)]
 
     def _assert_every_submission_has_its_answer(self) -> None:
         lake = self.pipe.lake
@@ -406,14 +342,17 @@ class BusMachine(RuleBasedStateMachine):
         LightCatalog.delete(self.pipe.lake)
         self.pipe.run()
         assert self.scene.findings() == []
-        status = {self.ids[key]: self.model.status(key) for key in self.ids}
+        status = {self.ids[key]: self.model.now.status(key) for key in self.ids}
         sql = f"SELECT DISTINCT artifact_id, status FROM catalog.artifacts_asof({self.seq})"
         found = select(self.pipe.lake, self.pipe.settings, sql)[1]
         assert sorted(found) == sorted(status.items())
 
 
-def test_no_sequence_of_submissions_kills_and_losses_leads_away_from_the_model() -> None:
+def test_no_sequence_of_submissions_kills_and_losses_leads_away_from_the_model(
+    campaign: Campaign,
+) -> None:
+    examples = campaign.size(short=EXAMPLES, long=LONG_EXAMPLES)
     run_state_machine_as_test(
         BusMachine,
-        settings=hypothesis.settings(max_examples=EXAMPLES, stateful_step_count=STEPS),
+        settings=hypothesis.settings(max_examples=examples, stateful_step_count=STEPS),
     )
