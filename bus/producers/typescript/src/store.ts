@@ -8,6 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 import type { RedisOptions } from "./broker.js";
 import { Catalog, csvToParquet } from "./catalog.js";
+import type { JobManifest, Receipt } from "./documents.js";
 import { BusError, isSystem, problem, Unavailable } from "./errors.js";
 import type { WaitOptions } from "./job.js";
 import { findLake, type Lake } from "./lake.js";
@@ -96,7 +97,7 @@ export interface PublishResult {
 export interface StoreOptions extends RedisOptions {
   /** Default: as for `submitArtifact`. */
   lake?: string;
-  /** How long `publishDataFrame` and `supersede` wait for the bus; default: a minute. */
+  /** How long `publishDataFrame`, `supersede` and other changes wait for the bus; default: a minute. */
   timeoutMs?: number;
 }
 
@@ -234,9 +235,43 @@ export class ArtifactStoreClient {
 
   /** The new artifact replaces the old one; both stay readable. Resolves when that is committed. */
   async supersede(newArtifactId: string, oldArtifactId: string, options: WaitOptions = {}): Promise<void> {
+    await this.getArtifact(oldArtifactId);
+    await this.change([{ op: "supersede", target: oldArtifactId, by: newArtifactId }], options);
+  }
+
+  /** Nobody shall start from the artifact any more; its bytes stay. */
+  async tombstone(artifactId: string, reason: string, options: WaitOptions = {}): Promise<void> {
+    await this.change([{ op: "tombstone", target: artifactId, reason }], options);
+  }
+
+  /** The artifact carries these tags as well. */
+  async tag(artifactId: string, tags: Readonly<Record<string, readonly string[]>>, options: WaitOptions = {}): Promise<void> {
+    const copied = Object.fromEntries(Object.entries(tags).map(([key, values]) => [key, [...values]]));
+    await this.change([{ op: "tag", target: artifactId, tags: copied }], options);
+  }
+
+  /**
+   * `kind:alias` means the artifact from now on; without one it means nothing. `expect` is the artifact
+   * that it must mean at this moment, "" for none: else E405.
+   */
+  async alias(kind: string, alias: string, artifactId?: string, options: WaitOptions & { expect?: string } = {}): Promise<void> {
+    const { expect, ...waiting } = options;
+    const meaning = { ...(artifactId !== undefined && { target: artifactId }), ...(expect !== undefined && { expect }) };
+    await this.change([{ op: "alias", kind, alias, ...meaning }], waiting);
+  }
+
+  /** The artifacts belong to the frozen set `pin`, which is kept and which jobs take as `pin:NAME`. */
+  async pin(pin: string, artifactIds: readonly string[], options: WaitOptions = {}): Promise<void> {
+    await this.change([{ op: "pin", pin, target: [...artifactIds] }], options);
+  }
+
+  /**
+   * Changes as they stand in manifest.json, all together or not at all; the receipt's warnings tell what
+   * was so already. Rejects with what the writer refuses (E402 to E407).
+   */
+  async change(mutations: NonNullable<JobManifest["mutations"]>, options: WaitOptions = {}): Promise<Receipt> {
     const { lake } = await this.#open();
-    const { artifactType: kind } = await this.getArtifact(oldArtifactId);
-    const producer = "artifact-store-client";
+    const [kind, producer] = ["mutations", "artifact-store-client"];
     const head = {
       version: 1 as const,
       job_id: newJobId(producer, kind),
@@ -244,10 +279,11 @@ export class ArtifactStoreClient {
       producer,
       kind,
       created_at_utc: new Date().toISOString(),
-      mutations: [{ op: "supersede" as const, target: oldArtifactId, by: newArtifactId }],
+      mutations,
     };
     const receipt = await (await submitJob([], head, this.#reach(lake))).done(this.#waiting(options));
     await this.#visible(receipt.seq);
+    return receipt;
   }
 
   /** Let DuckDB go. The client opens it again when it is used again. */

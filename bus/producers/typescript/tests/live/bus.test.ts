@@ -137,6 +137,20 @@ test("tables are published, recognised, followed and superseded", async () => {
     [second.artifactId, "active"],
     [id, "superseded"],
   ]);
+  await expect(store.supersede(id, second.artifactId as string)).rejects.toMatchObject({ code: "E402" });
+});
+
+test("artifacts are tagged, named, pinned and tombstoned", async () => {
+  const { artifactId } = await store.publishDataFrame({ ...request, logicalKey: "said", dataFrame: [{ x: 9 }] });
+  const id = artifactId as string;
+  await store.tag(id, { desk: ["fx", "rates"] });
+  await store.alias("published", "best", id, { expect: "" });
+  await store.pin("paper", [id]);
+  expect((await store.listArtifacts({ tags: { desk: "rates" } })).map(({ artifactId }) => artifactId)).toEqual([id]);
+  expect((await store.change([{ op: "pin", pin: "paper", target: [id] }])).warnings).toEqual([`pin: paper holds ${id} already`]);
+  await expect(store.alias("published", "best", id, { expect: "" })).rejects.toMatchObject({ code: "E405" });
+  await store.tombstone(id, "wrong venue");
+  expect((await store.getArtifact(id)).status).toBe("tombstoned");
 });
 
 test("a CSV file is published with the types that all of its rows allow, or that are named", async () => {
