@@ -125,16 +125,13 @@ class Mutations:
     def add_tags(self, target: str, tags: Mapping[str, Iterable[str]], where: str) -> list[Pair]:
         """Let an artifact carry these tags as well; those that it did not carry."""
         held = self._present.tags[target]
-        new = dict.fromkeys(pair for pair in _pairs(tags) if pair not in held)
-        if new and len(held) + len(new) > MAX_TAGS:
-            message = (
-                f"{target} carries {len(held)} tags and would carry {len(held) + len(new)}; "
-                f"{MAX_TAGS} at most"
-            )
-            self._problem(Code.E407, f"{where}.tags", message)
+        new = [pair for pair in dict.fromkeys(_pairs(tags)) if pair not in held]
         if new:
-            self._present.tags[target] = held.union(new)
-        return list(new)
+            self._present.tags[target] = together = held.union(new)
+            if len(together) > MAX_TAGS:
+                message = f"{target} carries {len(held)} tags and would carry {len(together)}"
+                self._problem(Code.E407, f"{where}.tags", f"{message}; {MAX_TAGS} at most")
+        return new
 
     def _tag(self, mutation: Tag, where: str) -> list[Mutation]:
         if new := self.add_tags(mutation.target, mutation.tags, where):

@@ -6,7 +6,6 @@ below it until something is set in it, so a job that is refused takes nothing al
 
 from __future__ import annotations
 
-from collections import ChainMap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -32,6 +31,17 @@ class Known:
     def withdrawn(self) -> bool:
         """Whether a submission of the same rows revives it."""
         return self.damaged or self.tombstoned is not None
+
+
+class Layer(dict[_K, _V], Generic[_K, _V]):
+    """What was set in this layer; for every other key what the one below says."""
+
+    def __init__(self, below: dict[_K, _V]) -> None:
+        super().__init__()
+        self._below = below
+
+    def __missing__(self, key: _K) -> _V:
+        return self._below[key]
 
 
 class _Stored(dict[_K, _V], Generic[_K, _V]):
@@ -93,18 +103,18 @@ def _gathered(keys: Collection[str], rows: Iterable[tuple[str, _V]]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """One layer: mappings to read and to set, in which every key has a value.
+    """One layer: mappings to read by [] and to set, in which every key has a value.
 
     `artifacts`: what is known of an artifact_id, or None; `tags`: the (key, value) pairs of an
     artifact; `superseders`: who supersedes it; `pins`: the members of a pin; `aliases`: what
     (kind, alias) means, or None.
     """
 
-    artifacts: ChainMap[str, Known | None]
-    tags: ChainMap[str, frozenset[Pair]]
-    superseders: ChainMap[str, frozenset[str]]
-    pins: ChainMap[str, frozenset[str]]
-    aliases: ChainMap[Pair, str | None]
+    artifacts: Layer[str, Known | None]
+    tags: Layer[str, frozenset[Pair]]
+    superseders: Layer[str, frozenset[str]]
+    pins: Layer[str, frozenset[str]]
+    aliases: Layer[Pair, str | None]
     _stored: _Manifest
 
     @classmethod
@@ -112,32 +122,32 @@ class Present:
         """The layer of a batch."""
         stored = _Manifest(manifest)
         return cls(
-            ChainMap({}, stored.artifacts),
-            ChainMap({}, stored.tags),
-            ChainMap({}, stored.superseders),
-            ChainMap({}, stored.pins),
-            ChainMap({}, stored.aliases),
+            Layer(stored.artifacts),
+            Layer(stored.tags),
+            Layer(stored.superseders),
+            Layer(stored.pins),
+            Layer(stored.aliases),
             stored,
         )
 
     def layer(self) -> Present:
         """The layer of a job, on top of this one."""
         return Present(
-            self.artifacts.new_child(),
-            self.tags.new_child(),
-            self.superseders.new_child(),
-            self.pins.new_child(),
-            self.aliases.new_child(),
+            Layer(self.artifacts),
+            Layer(self.tags),
+            Layer(self.superseders),
+            Layer(self.pins),
+            Layer(self.aliases),
             self._stored,
         )
 
     def take(self, above: Present) -> None:
         """What was set in the layer above holds here from now on."""
-        self.artifacts.update(above.artifacts.maps[0])
-        self.tags.update(above.tags.maps[0])
-        self.superseders.update(above.superseders.maps[0])
-        self.pins.update(above.pins.maps[0])
-        self.aliases.update(above.aliases.maps[0])
+        self.artifacts.update(above.artifacts)
+        self.tags.update(above.tags)
+        self.superseders.update(above.superseders)
+        self.pins.update(above.pins)
+        self.aliases.update(above.aliases)
 
     def want(self, artifacts: Iterable[str], tags: Iterable[str] = ()) -> None:
         """Look these up in the manifest at once, instead of one by one when they are asked for."""
@@ -147,7 +157,7 @@ class Present:
     def mark_damaged(self, file_hash: str) -> None:
         """Everything on this object is damaged from now on."""
         self._stored.damaged.add(file_hash)
-        for layer in self.artifacts.maps:
+        for layer in (self.artifacts, self._stored.artifacts):
             for artifact_id, known in layer.items():
                 if known is not None and known.file_hash == file_hash:
                     layer[artifact_id] = replace(known, damaged=True)
