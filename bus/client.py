@@ -120,7 +120,8 @@ class Bus(Changes["Job"]):
         (streamed), a polars LazyFrame, a list of dicts, or the path of a Parquet file, which is
         copied (`move` takes it away). `name` is the artifact's name in its run (default: the kind);
         `logical_key` says what it is about; `inputs` are the artifacts it was made from (``[]`` must
-        be said for derived kinds). `provenance`: which program made it; "auto" asks Git about the
+        be said for derived kinds), `supersedes` those that it replaces: references as `bus show`
+        takes them, and ``pin:NAME`` among the inputs. `provenance`: which program made it; "auto" asks Git about the
         running one. `options`: how the Parquet is written. The same `job_id` with the same content
         again is the same job.
 
@@ -300,7 +301,13 @@ class Draft(Changes[None]):
         return self
 
     def add(self, data: Any, *, name: str | None = None, move: bool = False, **fields: Any) -> None:
-        """Add one artifact; `fields` are those of `bus.model.ArtifactEntry`."""
+        """Add one artifact; `fields` are those of `bus.model.ArtifactEntry`.
+
+        Its `inputs` and `supersedes` may be references of any form, a pin among the inputs too.
+        """
+        for field in ("inputs", "supersedes"):
+            if fields.get(field):
+                fields[field] = self._all_meant(fields[field])
         if self._staging is not None:
             self._attempt(partial(self._staging.add, data, name=name, move=move, **fields))
 

@@ -17,6 +17,7 @@ from bus.model import (
     JobRecord,
     MarkDamaged,
     Outcome,
+    Pin,
     ProblemDoc,
     artifact_id_of,
 )
@@ -70,6 +71,16 @@ def decide(
         else:
             decisions.waiting[verdict.job_id] = record
     return decisions
+
+
+def brought(record: JobRecord) -> set[str]:
+    """The references that a job makes good, as others may have written them."""
+    if record.outcome is not Outcome.COMMITTED:
+        return set()
+    found = {record.job_id}
+    for artifact in record.artifacts:
+        found |= {artifact.artifact_id, f"job:{record.job_id}/{artifact.name}"}
+    return found | {f"pin:{m.pin}" for m in record.mutations if isinstance(m, Pin)}
 
 
 class _Batch:

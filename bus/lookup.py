@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bus.decisions import decide
-from bus.errors import Code, NotFound, Refused, Unavailable
+from bus.errors import Code, NotFound, Refused
 from bus.lake import COMMIT, REJECT_REASON, VERDICT
-from bus.manifest import BrokenManifestError, Manifest
+from bus.manifest import reading
 from bus.model import JobState, RejectReason, Verdict, iso, utc_now
 from bus.readiness import is_committed
 from bus.retry import is_name
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bus.lake import Lake
+    from bus.manifest import Manifest
 
 PENDING = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
 OUTCOMES = ("committed", "rejected", "repeated")
@@ -63,27 +63,6 @@ class JobRow:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return asdict(self)
-
-
-@contextmanager
-def open_manifest(lake: Lake) -> Iterator[Manifest | None]:
-    """The manifest for reading; None while nothing was ever committed.
-
-    Raises `Unavailable`: E508 when it cannot be read, E512 when a newer release made it.
-    """
-    if not lake.manifest_db.exists():
-        yield None
-        return
-    with closing(Manifest.read(lake)) as manifest:
-        try:
-            yield manifest
-        except BrokenManifestError as error:
-            raise Unavailable(
-                f"the manifest cannot be read: {error}",
-                code=Code.E508,
-                where=str(lake.manifest_db),
-                hint="Run `bus rebuild`; the manifest is only a view.",
-            ) from None
 
 
 # ── jobs ──────────────────────────────────────────────────────────────────────────────────────
@@ -191,7 +170,7 @@ def _lacks(lake: Lake, verdict: Verdict) -> list[str]:
     refers = verdict.after or verdict.mutations or any(a.inputs for a in verdict.artifacts)
     if not refers and not any(a.supersedes for a in verdict.artifacts):
         return []
-    with open_manifest(lake) as manifest:
+    with reading(lake) as manifest:
         if manifest is None:
             return []
         decisions = decide([verdict], manifest, now=utc_now(), lineage_wait_s=float("inf"))
@@ -215,7 +194,7 @@ def _finished(
     kind: str | None = None,
 ) -> list[JobRow]:
     asked = {"job_id": job_id, "outcome": state, "run_id": run_id, "kind": kind, "limit": limit}
-    with open_manifest(lake) as manifest:
+    with reading(lake) as manifest:
         rows = [] if manifest is None else manifest.rows(_FINISHED, asked)
     return [
         JobRow(
@@ -321,7 +300,7 @@ def runs(
 ) -> list[dict[str, Any]]:
     """Runs that fit every filter, the one with the newest commit first."""
     asked = {"run_id": run_id, "producer": producer, "kind": kind, "limit": limit}
-    with open_manifest(lake) as manifest:
+    with reading(lake) as manifest:
         found = [] if manifest is None else manifest.rows(_RUNS, asked)
     return [
         dict(zip(_RUN_COLUMNS, (*facts, json.loads(meta)), strict=True)) for *facts, meta in found
@@ -354,7 +333,7 @@ def uses(
 ) -> list[dict[str, Any]]:
     """Which run delivered which artifact under which name, newest first."""
     asked = {"run_id": run_id, "job_id": job_id, "artifact_id": artifact_id, "name": name}
-    with open_manifest(lake) as manifest:
+    with reading(lake) as manifest:
         found = [] if manifest is None else manifest.rows(_USES, asked | {"limit": limit})
     rows = [dict(zip(_USE_COLUMNS, row, strict=True)) for row in found]
     return [row | {"deduped": bool(row["deduped"])} for row in rows]
@@ -368,7 +347,7 @@ def find_artifact(lake: Lake, reference: str) -> str:
 
     Raises `NotFound` (E511), `Refused` (E404) when the beginning of an id fits several.
     """
-    with open_manifest(lake) as manifest:
+    with reading(lake) as manifest:
         found = [] if manifest is None else _meant(manifest, reference)
     if not found:
         hint = "See `bus runs`, then `bus show RUN`; or give an artifact_id or RUN/NAME."
@@ -429,7 +408,7 @@ _RELATIONS = {
 
 def artifact(lake: Lake, artifact_id: str) -> dict[str, Any]:
     """All that is known of one artifact. Raises `NotFound` (E511)."""
-    with open_manifest(lake) as manifest:
+    with reading(lake) as manifest:
         rows = [] if manifest is None else manifest.rows(_ARTIFACT, (artifact_id,))
         if manifest is None or not rows:
             raise NotFound(f"no artifact {artifact_id!r} in this lake", where="artifact_id")

@@ -275,6 +275,27 @@ class Manifest:
             raise StaleManifestError(record.seq)
 
 
+@contextmanager
+def reading(lake: Lake) -> Iterator[Manifest | None]:
+    """The manifest for reading; None while nothing was ever committed.
+
+    Raises `Unavailable`: E508 when it cannot be read, E512 when a newer release made it.
+    """
+    if not lake.manifest_db.exists():
+        yield None
+        return
+    with closing(Manifest.read(lake)) as manifest:
+        try:
+            yield manifest
+        except BrokenManifestError as error:
+            raise Unavailable(
+                f"the manifest cannot be read: {error}",
+                code=Code.E508,
+                where=str(lake.manifest_db),
+                hint="Run `bus rebuild`; the manifest is only a view.",
+            ) from None
+
+
 class _Applier:
     """Writes records' facts. Rows are collected first, then inserted table by table.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _Done = TypeVar("_Done")
 #: References that the writer resolves: they may name what is not committed yet.
-_LEFT_TO_THE_WRITER = re.compile(r"job:|name:|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_LEFT_TO_THE_WRITER = re.compile(r"job:|name:|pin:|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
 
 class Changes(ABC, Generic[_Done]):
@@ -198,9 +198,9 @@ def pin_members(lake: Lake, pin: str) -> list[dict[str, Any]]:
 
 
 def _rows(lake: Lake, sql: str, columns: Sequence[str], params: Any) -> list[dict[str, Any]]:
-    from bus.lookup import open_manifest  # noqa: PLC0415 - as above
+    from bus.manifest import reading  # noqa: PLC0415 - as above
 
-    with open_manifest(lake) as manifest:
+    with reading(lake) as manifest:
         found = [] if manifest is None else manifest.rows(sql, params)
     return [dict(zip(columns, row, strict=True)) for row in found]
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from bus import answers, disk, standing, views
 from bus.catalog import Catalog
-from bus.decisions import decide
+from bus.decisions import brought, decide
 from bus.errors import Code, LakeBusy
 from bus.journal import GENESIS, Journal, NumberTakenError, in_chunks, reading_much
 from bus.lake import MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT
@@ -31,7 +31,6 @@ from bus.model import (
     CommitRecord,
     JobState,
     Outcome,
-    Pin,
     Verdict,
     iso,
     utc_now,
@@ -433,11 +432,7 @@ class Writer:
 
     def _wake(self, record: CommitRecord) -> None:
         """Look again at jobs that waited for what this commit brought."""
-        there = {job.job_id for job in record.jobs}
-        for job in record.jobs:
-            for artifact in job.artifacts:
-                there |= {artifact.artifact_id, f"job:{job.job_id}/{artifact.name}"}
-            there |= {f"pin:{m.pin}" for m in job.mutations if isinstance(m, Pin)}
+        there = set().union(*map(brought, record.jobs))
         for job_id, wait in list(self._waiting.items()):
             if not wait.references.isdisjoint(there):
                 del self._waiting[job_id]

@@ -82,7 +82,8 @@ def submit(
     tag
         k=v; repeatable.
     input
-        What it was made from: artifact_id, name:SIBLING or job:JOB/NAME; repeatable.
+        What it was made from: an id or its beginning, RUN/NAME, KIND:ALIAS, job:JOB/NAME, pin:NAME,
+        name:SIBLING; repeatable.
     no_inputs
         It was made from nothing that is in the lake; derived kinds must say so.
     supersedes

@@ -151,6 +151,25 @@ def test_a_draft_may_say_something_of_what_it_delivers(pipe: Pipeline, bus: Bus)
     assert [row["artifact_id"] for row in bus.aliases("signals")] == [artifact.artifact_id]
 
 
+def test_what_a_table_is_made_from_and_replaces_may_be_named_as_people_do(
+    pipe: Pipeline, bus: Bus, ids: list[str]
+) -> None:
+    bus.alias("signals:best", ids[0])
+    bus.pin("paper", ids[1])
+    pipe.run()
+    inputs = ["signals:best", "pin:paper", ids[2][:13]]
+    job = bus.submit(table(7), kind=KIND, producer="x", inputs=inputs, supersedes="run-1/t0")
+    document = json.loads((bus.lake.inbox / job.job_id / MANIFEST).read_bytes())
+    (entry,) = document["artifacts"]
+    assert (entry["inputs"], entry["supersedes"]) == ([ids[0], "pin:paper", ids[2]], [ids[0]])
+    with pytest.raises(NotFound):
+        bus.submit(table(8), kind=KIND, producer="x", inputs="run-1/nobody")
+    pipe.run()
+    (artifact,) = job.wait(0).artifacts
+    lineage = "SELECT input_artifact_id FROM artifact_lineage WHERE artifact_id = ?"
+    assert sorted(pipe.rows(lineage, artifact.artifact_id)) == sorted((i,) for i in ids)
+
+
 def test_an_exception_in_the_block_changes_nothing(bus: Bus) -> None:
     with pytest.raises(NotFound), bus.changes() as change:
         change.alias("signals:best", "run-1/t0")
