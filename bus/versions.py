@@ -47,7 +47,7 @@ class Changes(ABC, Generic[_Done]):
     def supersede(
         self, old: str | Sequence[str], by: str | Sequence[str], expect: str | None = None
     ) -> _Done:
-        """`by` replaces `old`: both stay readable, `old` leaves ``canon.*`` and `latest`.
+        """`by` replaces `old`: both stay readable, `old` leaves ``canon.*`` and the exports.
 
         Several may be replaced by one, one by several. `expect`: the file hash that `old` must
         still have (``sha256:…``).
@@ -111,9 +111,11 @@ class Changes(ABC, Generic[_Done]):
         return [self._meant(ref) for ref in _listed(refs)]
 
     def _meant(self, ref: str) -> str:
+        if _LEFT_TO_THE_WRITER.match(ref):
+            return ref
         from bus.lookup import find_artifact  # noqa: PLC0415 - brings sqlite3; producers need it not
 
-        return ref if _LEFT_TO_THE_WRITER.match(ref) else find_artifact(self.lake, ref)
+        return find_artifact(self.lake, ref)
 
 
 def _expecting(expect: str | None) -> dict[str, str]:
