@@ -202,7 +202,7 @@ class Bus(Changes["Job"]):
 
         mutations = fields.pop("mutations", None) or ()
         bar = Bar(f"{producer}: {kind or 'tables'}")
-        draft = Draft(self, begin, finish, bar, required=_is_required(required))
+        draft = Draft(self, job_id or "", begin, finish, bar, required=_is_required(required))
         draft.mutate(*mutations)
         return draft
 
@@ -279,12 +279,14 @@ class Draft(Changes[None]):
     def __init__(
         self,
         bus: Bus,
+        job_id: str,
         begin: Callable[[Progress], Staging],
         finish: Callable[[Staging, Sequence[Mapping[str, Any]]], StagedJob],
         bar: Bar,
         *,
         required: bool,
     ) -> None:
+        self.job_id = job_id
         self._bus = bus
         self.lake = bus.lake
         self.mutations: list[Mapping[str, Any]] = []
@@ -298,6 +300,8 @@ class Draft(Changes[None]):
 
     def __enter__(self) -> Self:
         self._staging = self._attempt(partial(self._begin, self._bar.advance))
+        if self._staging is not None:
+            self.job_id = self._staging.job_id
         return self
 
     def add(self, data: Any, *, name: str | None = None, move: bool = False, **fields: Any) -> None:
@@ -340,11 +344,6 @@ class Draft(Changes[None]):
             self._lost = error
             return None
 
-    @property
-    def job_id(self) -> str:
-        """The id it will have."""
-        return self._staging.job_id if self._staging is not None else ""
-
     def mutate(self, *mutations: Mapping[str, Any]) -> None:
         """Add changes given as they stand in manifest.json."""
         self.mutations += mutations
@@ -364,7 +363,7 @@ class NotSubmitted(UserWarning):
 def _warn(error: Unavailable) -> None:
     """Warn at the line of the program, not at one of this package."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == "bus":
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "bus":
         level, frame = level + 1, frame.f_back
     text = f"not submitted, the program goes on without: {error}"
     warnings.warn(text, NotSubmitted, stacklevel=level)

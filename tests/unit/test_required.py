@@ -36,7 +36,8 @@ def test_a_producer_goes_on_with_a_warning(bus: Bus, tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), mine)
     before = mine.read_bytes()
     with pytest.warns(NotSubmitted, match="E50"):
-        job = bus.submit(mine, move=True, **FIELDS)
+        job = bus.submit(mine, move=True, job_id="mine", **FIELDS)
+    assert job.job_id == "mine"
     assert mine.read_bytes() == before
     assert job.status is JobState.UNKNOWN
     assert job.answer() is None
