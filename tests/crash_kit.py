@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _fork_server = multiprocessing.get_context("forkserver")
-_fork_server.set_forkserver_preload(["tests.crash_kit"])
+_fork_server.set_forkserver_preload(["tests.crash_kit", "tests.frozen"])
 _PATIENCE_S = 30.0
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _fork_server = multiprocessing.get_context("forkserver")
 # Each child runs the main module's imports once more: they must be there already.
-_fork_server.set_forkserver_preload(["tests.crash_kit", "tests.soak.__main__"])
+_fork_server.set_forkserver_preload(["tests.crash_kit", "tests.soak.__main__", "tests.frozen"])
 
 #: Producers wait while more jobs than this are on their way.
 _BACKLOG = 300
