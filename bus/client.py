@@ -212,13 +212,14 @@ class Bus(Changes["Job"]):
 
     # ── changing what is said of artifacts ────────────────────────────────────────────────────
 
-    def changes(self, *, producer: str = BY_HAND, **job: Any) -> Draft:
+    def changes(self, *, producer: str = BY_HAND, required: bool = True, **job: Any) -> Draft:
         """Several changes as one job, all or nothing.
 
         ``with bus.changes(producer="deploy") as change: change.supersede(old, by=new);
-        change.alias("signals:prod", new)``. `job` as for `Bus.job`; raises as that does.
+        change.alias("signals:prod", new)``. `job` as for `Bus.job`. Where nothing can be written it
+        raises `Unavailable`: nobody goes on as if an alias had moved.
         """
-        return self.job(kind=MUTATIONS, producer=producer, **job)
+        return self.job(kind=MUTATIONS, producer=producer, required=required, **job)
 
     def mutate(self, *mutations: Mapping[str, Any]) -> Job:
         """Submit changes given as they stand in manifest.json, as one job."""

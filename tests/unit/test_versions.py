@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,17 @@ def test_an_exception_in_the_block_changes_nothing(bus: Bus) -> None:
     with pytest.raises(Refused) as caught, bus.changes():
         pass
     assert caught.value.code == "E111"
+
+
+def test_a_change_that_cannot_be_written_raises(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("bus.staging.disk.write_durable", full)
+    with pytest.raises(Unavailable) as caught:
+        bus.alias("signals:best", "run-1/t0")
+    assert caught.value.code == "E504"
+    assert list(bus.lake.inbox.iterdir()) == []
 
 
 def test_the_same_change_under_one_id_is_made_once(pipe: Pipeline, bus: Bus) -> None:
