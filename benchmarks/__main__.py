@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "idle_latency",
     "writer_alone",
     "rebuild",
+    "lineage",
     "exports",
     "fsyncs",
     "start",

@@ -6,13 +6,18 @@ every path can be read. Many artifacts share an object, as empty slices of many 
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
 
 from benchmarks import inputs
 from bus import disk
+from bus.catalog import Catalog
 from bus.hashing import content_hash, file_hash
-from bus.journal import GENESIS, Journal
+from bus.journal import GENESIS, Journal, in_chunks, reading_much
 from bus.lake import Lake
+from bus.manifest import Manifest
 from bus.model import ArtifactRecord, CommitRecord, JobRecord, Outcome, artifact_id_of
 from bus.settings import Settings
 from bus.specs import Registry
@@ -46,7 +51,7 @@ def grown_lake(root: Path, artifacts: int) -> Lake:
     prev = GENESIS
     for seq, first in enumerate(range(0, artifacts, _JOBS_A_COMMIT), start=1):
         numbers = range(first, min(first + _JOBS_A_COMMIT, artifacts))
-        jobs = [_job(number, objects[number % _OBJECTS]) for number in numbers]
+        jobs = [_job(number, objects) for number in numbers]
         record = CommitRecord(seq=seq, prev=prev, committed_at_utc=_THEN, writer="bench", jobs=jobs)
         prev = journal.append(record).sha256
     return lake
@@ -57,6 +62,29 @@ def catalogue(lake: Lake) -> None:
     settings = Settings.load(lake.root)
     with Writer.open(lake, settings, Registry.load(settings)) as writer:
         writer.rebuild(trees=False)
+
+
+def index(lake: Lake) -> None:
+    """Make manifest and catalog, in a third of the time: without links to 100,000 files."""
+    manifest = Manifest.begin(lake)
+    with reading_much():
+        for chunk in in_chunks(Journal(lake).after(0, GENESIS)):
+            manifest.apply(chunk)
+    manifest = manifest.finish(lake)
+    settings = Settings.load(lake.root)
+    catalog = Catalog.open(lake, settings, Registry.load(settings), manifest)
+    catalog.catch_up(manifest)
+    catalog.publish(lambda: True)
+    catalog.close()
+    manifest.close()
+
+
+def counted(lake: Lake) -> tuple[int, int]:
+    """How many artifacts and steps of lineage the manifest has."""
+    sql = "SELECT (SELECT count(*) FROM artifact_facts), (SELECT count(*) FROM lineage_facts)"
+    with closing(Manifest.read(lake)) as manifest:
+        ((artifacts, edges),) = manifest.rows(sql)
+    return artifacts, edges
 
 
 def _an_object(lake: Lake, number: int) -> dict[str, object]:
@@ -76,24 +104,24 @@ def _an_object(lake: Lake, number: int) -> dict[str, object]:
         "content_hash": content_hash(table),
         "size_bytes": target.stat().st_size,
         "rows": table.num_rows,
-        "columns": columns,
-        "column_stats": stats,
+        "columns": to_json(columns).decode(),
+        "column_stats": to_json(stats).decode(),
     }
 
 
-def _job(number: int, facts: dict[str, object]) -> JobRecord:
-    key = f"token={number}/res=1m"
+def _job(number: int, objects: Sequence[dict[str, object]]) -> JobRecord:
     artifact = ArtifactRecord.model_validate(
         {
             "name": f"table-{number}",
-            "artifact_id": artifact_id_of(KIND_OF_OLD, 1, key, str(facts["content_hash"])),
+            "artifact_id": old_id(number, objects),
             "decision": "created",
             "kind": KIND_OF_OLD,
             "schema_version": 1,
-            "logical_key": key,
+            "logical_key": _key(number),
+            "inputs": [old_id(source, objects) for source in old_inputs(number)],
             "tags": {"token": [str(number)]},
         }
-        | facts
+        | objects[number % _OBJECTS]
     )
     return JobRecord(
         job_id=f"old-{number}",
@@ -107,6 +135,28 @@ def _job(number: int, facts: dict[str, object]) -> JobRecord:
         created_at_utc=_THEN,
         artifacts=[artifact],
     )
+
+
+def _key(number: int) -> str:
+    return f"token={number}/res=1m"
+
+
+def old_id(number: int, objects: Sequence[dict[str, object]]) -> str:
+    """The id of a grown lake's artifact."""
+    content_hash = str(objects[number % _OBJECTS]["content_hash"])
+    return artifact_id_of(KIND_OF_OLD, 1, _key(number), content_hash)
+
+
+def old_inputs(number: int) -> list[int]:
+    """What a grown lake's artifact was made from: all of them, in the end, from number 0.
+
+    A heap, so that each level is twice as wide as the one above, and every tenth has a second
+    input beside the first: a path would double at each such diamond.
+    """
+    if number == 0:
+        return []
+    first = (number - 1) // 2
+    return [first, first - 1] if number % 10 == 0 and first else [first]
 
 
 # ── staged jobs ──────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from bus import provenance as code, shown, versions
 from bus.broker import Broker
 from bus.errors import Code, JobConflict, NotFound, Problem, Rejected, Unavailable, WaitTimeout
 from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
+from bus.lineage import Genealogy
 from bus.model import CommitMarker, JobState, Provenance, Receipt, RejectReason
 from bus.progress import Bar
 from bus.settings import Settings
@@ -61,7 +62,7 @@ def connect(root: str | Path | None = None) -> Bus:
     return Bus(Settings.load(root))
 
 
-class Bus(Changes["Job"]):
+class Bus(Changes["Job"], Genealogy):
     """One lake, seen by a program outside. Threads and forked children may share it.
 
     `ring` tells the bus to look at a job, when not by the notify list; it must never raise.

@@ -24,7 +24,7 @@ from bus.hashing import HashPlan
 from bus.model import ID_PATTERN, canonical_json, iso
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 SAMPLES = 3
 #: Keys held in memory to find repetitions among rows that are not in key order.
@@ -114,6 +114,13 @@ class Spec:
             "open": self.open,
         }
         return hashlib.sha256(canonical_json(facts)).hexdigest()
+
+    def undeclared(self, inputs: Sequence[str] | None, where: str) -> list[Problem]:
+        """What is wrong with `inputs`, those that a job says an artifact was made from."""
+        if not self.derived or inputs is not None:
+            return []
+        message = f"{self.kind} is made from other artifacts: say which, or [] for none"
+        return [problem(Code.E103, f"{where}.inputs", message)]
 
     # ── a file against the contract ───────────────────────────────────────────────────────────
 

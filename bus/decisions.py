@@ -7,11 +7,14 @@ batch are decided in order, each seeing the ones before it as if they were commi
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from bus.errors import Code, Problem, problem
+from bus.graph import Edges, way
 from bus.model import (
     ArtifactRecord,
     JobRecord,
@@ -21,17 +24,14 @@ from bus.model import (
     ProblemDoc,
     artifact_id_of,
 )
-from bus.mutations import Mutations
+from bus.mutations import Mutations, cycle
 from bus.present import Known, Present
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bus.manifest import Manifest
     from bus.model import ArtifactFacts, Mutation, Verdict
-
-    #: Edges by where they start: an artifact and its inputs.
-    Graph = Mapping[str, Sequence[str]]
 
 #: Inputs that the pins of one job may come to; each artifact that names a pin has them all.
 MAX_FROM_PINS = 200_000
@@ -46,6 +46,15 @@ class Decisions:
     waiting: dict[str, list[str]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Lack:
+    """What a job waits for; `refusal` is what becomes of it if its time is over."""
+
+    verdict: Verdict
+    references: set[str]
+    refusal: JobRecord | None
+
+
 class _MissingError(Exception):
     """A reference that is not there; `final` when it never can be."""
 
@@ -58,18 +67,38 @@ class _MissingError(Exception):
 def decide(
     verdicts: Sequence[Verdict], manifest: Manifest, *, now: datetime, lineage_wait_s: float
 ) -> Decisions:
-    """Decide `verdicts` in order. None of them may be in the journal already."""
+    """Decide `verdicts` in order. None of them may be in the journal already.
+
+    One that lacks references is decided again when later ones have brought them all, and refused
+    only when its time is over and the batch did not bring them.
+    """
     batch = _Batch(verdicts, manifest)
     decisions = Decisions()
-    for verdict in verdicts:
+    lacking: dict[str, _Lack] = {}
+    lacked_by: dict[str, list[_Lack]] = {}
+    to_decide = deque(verdicts)
+    while to_decide:
+        verdict = to_decide.popleft()
         waited_s = (now - datetime.fromisoformat(verdict.judged_at_utc)).total_seconds()
         decider = _JobDecider(batch, verdict, patient=waited_s < lineage_wait_s)
-        record = decider.decide()
-        if isinstance(record, JobRecord):
-            batch.remember(record, decider.present)
-            decisions.records.append(record)
+        decided = decider.decide()
+        if isinstance(decided, _Lack):
+            lacking[verdict.job_id] = decided
+            for reference in decided.references:
+                lacked_by.setdefault(reference, []).append(decided)
+            continue
+        batch.remember(decided, decider.present)
+        decisions.records.append(decided)
+        for reference in sorted(brought(decided) & lacked_by.keys()) if lacked_by else ():
+            for lack in lacked_by.pop(reference):
+                lack.references.discard(reference)
+                if not lack.references:
+                    to_decide.append(lacking.pop(lack.verdict.job_id).verdict)
+    for job_id, lack in lacking.items():
+        if lack.refusal is None:
+            decisions.waiting[job_id] = sorted(lack.references)
         else:
-            decisions.waiting[verdict.job_id] = record
+            decisions.records.append(lack.refusal)
     return decisions
 
 
@@ -96,10 +125,14 @@ class _Batch:
             )
         }
         self._names: dict[tuple[str, str], str] = {}
-        self._inputs: dict[str, list[str]] = {}
+        self._inputs = Edges()
         self.present = Present.of(manifest)
         known = {identity(facts): facts.tags for v in accepted for facts in v.artifacts}
-        self.present.want(artifacts=known, tags=[id_ for id_, tags in known.items() if tags])
+        named = (name for v in accepted for facts in v.artifacts for name in facts.inputs or ())
+        self.present.want(
+            artifacts={*known, *filter(_UUID.match, named)},
+            tags=[id_ for id_, tags in known.items() if tags],
+        )
 
     def is_committed(self, job_id: str) -> bool:
         if job_id not in self.committed:
@@ -113,22 +146,31 @@ class _Batch:
         found = self._manifest.named("artifacts_of_job", (job_id, name))
         return found[0][0] if found else None
 
-    def descends(self, artifact_id: str, inputs: Sequence[str], own: Graph) -> bool:
-        """Whether `artifact_id` is among `inputs` or their ancestors; `own`: this job's edges."""
-        return self._reaches(artifact_id, inputs, "ancestors", (self._inputs, own))
+    def inputs(self, artifact_id: str) -> set[str]:
+        """What an artifact is known to have been made from."""
+        stored = self._manifest.among("inputs_of", [artifact_id])
+        return {source for _, source in chain(stored, self._inputs.ahead([artifact_id]))}
 
-    def _reaches(
-        self, target: str, starts: Sequence[str], query: str, graphs: tuple[Graph, ...]
-    ) -> bool:
-        """Follow edges of the manifest and of `graphs`, in any mixture, from `starts`."""
-        reached: set[str] = set()
-        new = set(starts)
-        while new and target not in reached:
-            reached |= new
-            further = {row[0] for row in self._manifest.among(query, new)}
-            further.update(n for graph in graphs for at in new for n in graph.get(at, ()))
-            new = further - reached
-        return target in reached
+    def descent(self, artifact_id: str, inputs: Iterable[str], own: Edges) -> list[str] | None:
+        """The way from one of `inputs` to `artifact_id` among their ancestors; `own`: this job's.
+
+        Edges of the manifest, of the batch and of the job are followed in any mixture.
+        """
+
+        def step(nodes: list[str]) -> Iterator[tuple[Any, ...]]:
+            stored = self._manifest.among("inputs_of", nodes)
+            return chain(stored, self._inputs.ahead(nodes), own.ahead(nodes))
+
+        def step_back(nodes: list[str]) -> Iterator[tuple[Any, ...]]:
+            stored = self._manifest.among("users_of", nodes)
+            return chain(stored, self._inputs.behind(nodes), own.behind(nodes))
+
+        return way(inputs, artifact_id, step, step_back)
+
+    def words_for(self, artifact_ids: Iterable[str]) -> dict[str, str]:
+        """What people call artifacts that are in the manifest, each with its id."""
+        found = self._manifest.among("words_for", artifact_ids)
+        return {artifact_id: f"{kind} {key} ({artifact_id})" for artifact_id, kind, key in found}
 
     def remember(self, record: JobRecord, layer: Present) -> None:
         if record.outcome is not Outcome.COMMITTED:
@@ -137,15 +179,10 @@ class _Batch:
         self.present.take(layer)
         for artifact in record.artifacts:
             self._names[record.job_id, artifact.name] = artifact.artifact_id
-            _join(self._inputs, artifact.artifact_id, artifact.inputs)
+            self._inputs.add(artifact.artifact_id, artifact.inputs or ())
         for mutation in record.mutations:
             if isinstance(mutation, MarkDamaged):
                 self.present.mark_damaged(f"sha256:{mutation.object}")
-
-
-def _join(graph: dict[str, list[str]], start: str, ends: Sequence[str] | None) -> None:
-    if ends:
-        graph.setdefault(start, []).extend(ends)
 
 
 def identity(facts: ArtifactFacts) -> str:
@@ -162,15 +199,16 @@ class _JobDecider:
         self._patient = patient
         self._siblings = {facts.name: identity(facts) for facts in verdict.artifacts}
         self._problems: list[Problem] = []
-        self._waiting: list[str] = []
+        self._lacks: set[str] = set()
+        self._is_hopeless = False
         self._from_pins = 0
         self._used: set[str] = set()
-        self._inputs: dict[str, list[str]] = {}
+        self._inputs = Edges()
         self.present = batch.present.layer()
         self._mutations = Mutations(self.present, self._problem)
 
-    def decide(self) -> JobRecord | list[str]:
-        """The record to commit, or the references that the job waits for."""
+    def decide(self) -> JobRecord | _Lack:
+        """The record to commit, or what the job lacks."""
         verdict = self._verdict
         if not verdict.accepted:
             return self._record(Outcome.REJECTED, problems=verdict.problems)
@@ -188,12 +226,13 @@ class _JobDecider:
             for index, mutation in enumerate(verdict.mutations)
             for decided in self._mutation(mutation, f"manifest.json.mutations[{index}]")
         ]
+        refusal = None
         if self._problems:
             found = [ProblemDoc(**p.as_dict()) for p in self._problems]
-            return self._record(Outcome.REJECTED, problems=found)
-        if self._waiting:
-            return self._waiting
-        return self._record(Outcome.COMMITTED, artifacts=artifacts, mutations=mutations)
+            refusal = self._record(Outcome.REJECTED, problems=found)
+        if self._lacks and not self._is_hopeless:
+            return _Lack(verdict, self._lacks, refusal)
+        return refusal or self._record(Outcome.COMMITTED, artifacts=artifacts, mutations=mutations)
 
     def _record(self, outcome: Outcome, **facts: Any) -> JobRecord:
         verdict = self._verdict
@@ -234,10 +273,9 @@ class _JobDecider:
         olds = self._resolve_all(facts.supersedes, f"{where}.supersedes", Code.E401)
         self._used.update(inputs)
         # An artifact that is new has no descendants but those that this job gives it.
-        may_descend = known is not None or artifact_id in self._used
-        if may_descend and self._batch.descends(artifact_id, inputs, self._inputs):
-            self._problem(Code.E402, f"{where}.inputs", f"{facts.name} would descend from itself")
-        _join(self._inputs, artifact_id, inputs)
+        if known is not None or artifact_id in self._used:
+            self._check_descent(artifact_id, inputs, f"{where}.inputs")
+        self._inputs.add(artifact_id, inputs)
         deduped = known is not None and not known.withdrawn
         if not deduped:
             self.present.artifacts[artifact_id] = Known(facts.file_hash)
@@ -275,6 +313,17 @@ class _JobDecider:
             **content,
         )
 
+    def _check_descent(self, artifact_id: str, inputs: list[str], where: str) -> None:
+        # What it was made from before closes no circle now: the same job again costs no walk.
+        known = self._batch.inputs(artifact_id)
+        new = [source for source in inputs if source not in known]
+        if new and (found := self._batch.descent(artifact_id, new, self._inputs)):
+            words = self._batch.words_for(found)
+            words |= {id_: f"name:{name}" for name, id_ in self._siblings.items()}
+            circle = cycle([words.get(node, node) for node in [artifact_id, *found]])
+            message = f"{words[artifact_id]} would descend from itself: {circle}"
+            self._problem(Code.E402, where, message)
+
     def _mutation(self, mutation: Mutation, where: str) -> list[Mutation]:
         """What of a mutation is to be recorded, its references resolved."""
         found_before = len(self._problems)
@@ -286,7 +335,7 @@ class _JobDecider:
                 case list(references):
                     self.present.want(artifacts=references)
                     resolved[name] = self._resolve_all(references, f"{where}.{name}", Code.E403)
-        if self._waiting or len(self._problems) > found_before:
+        if self._lacks or len(self._problems) > found_before:
             return []
         return self._mutations.decide(mutation.model_copy(update=resolved), where)
 
@@ -350,12 +399,15 @@ class _JobDecider:
         return reference
 
     def _miss(self, missing: _MissingError, where: str, code: Code = Code.E401) -> None:
-        if self._patient and not missing.final:
-            self._waiting.append(missing.reference)
-        else:
+        if missing.final:
             self._problem(code, where, str(missing))
+            return
+        self._lacks.add(missing.reference)
+        if not self._patient:
+            self._problems.append(problem(code, where, str(missing)))
 
     def _problem(self, code: Code, where: str, message: str) -> None:
+        self._is_hopeless = True
         self._problems.append(problem(code, where, message))
 
 

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bus import disk
-from bus.errors import BusError, Code, LakeBusy, NotFound
+from bus.errors import BusError, Code, LakeBusy, NotFound, Refused
 from bus.lake import Lake
 from bus.model import ID_PATTERN, iso, utc_now
 from bus.process import die_with_parent
@@ -115,6 +115,28 @@ def chosen(settings: Settings, names: Iterable[str] | None = None) -> list[str]:
         known = ", ".join(settings.exports)
         raise NotFound(f"no export {unknown[0]!r}", where="exports", hint=f"There are: {known}.")
     return listed
+
+
+def kinds_shown(db: duckdb.DuckDBPyConnection, settings: Settings) -> dict[str, set[str]]:
+    """The kinds whose tables each enabled export reads, through canon.*; `db`: the catalog.
+
+    An export that cannot be read is left out, and so is what it reads of the catalog itself.
+    """
+    found = {}
+    for name in chosen(settings):
+        with suppress(Refused):
+            tables = read(db, settings.exports[name].sql).tables
+            found[name] = {kind for table in tables for kind in _kinds_of(db, table)}
+    return found
+
+
+def _kinds_of(db: duckdb.DuckDBPyConnection, table: str) -> list[str]:
+    """The kind that a view of schema canon shows; none for other tables."""
+    schema, _, name = table.rpartition(".")
+    if schema != "canon":
+        return []
+    kinds = "SELECT DISTINCT kind FROM catalog.views_d WHERE lower(view_name) = ?"
+    return [kind for (kind,) in db.execute(kinds, [name]).fetchall()]
 
 
 # ── building ──────────────────────────────────────────────────────────────────────────────────
@@ -231,7 +253,7 @@ class _Builder:
     def _fingerprint(self, sql: str) -> str:
         """SHA-256 over the SQL, the engine, and the state of everything the SQL reads."""
         reading = read(self._db, sql)
-        self._kinds = {kind for table in reading.tables for kind in self._kinds_of(table)}
+        self._kinds = {kind for table in reading.tables for kind in _kinds_of(self._db, table)}
         inputs = [self._state(table) for table in sorted(reading.tables)]
         inputs += self._function_states(reading)
         text = json.dumps([sql, duckdb.__version__, pa.__version__, inputs])
@@ -241,16 +263,8 @@ class _Builder:
         """What a table's rows depend on: artifacts, the schema, or any commit at all."""
         if table.startswith("information_schema."):
             return self._schema_state()
-        kinds = self._kinds_of(table)
+        kinds = _kinds_of(self._db, table)
         return self._artifacts_state(kinds[0]) if kinds else f"seq={self._seq}"
-
-    def _kinds_of(self, table: str) -> list[str]:
-        """The kind that a view of schema canon shows; none for other tables."""
-        schema, _, name = table.rpartition(".")
-        if schema != "canon":
-            return []
-        kinds = "SELECT DISTINCT kind FROM catalog.views_d WHERE lower(view_name) = ?"
-        return [kind for (kind,) in self._db.execute(kinds, [name]).fetchall()]
 
     def _damaged(self) -> int:
         """Artifacts of the kinds that the export at hand reads, whose rows are therefore missing."""

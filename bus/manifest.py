@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 @cache
-def statement(name: str) -> str:
-    """One named statement (or script) of manifest.sql."""
-    text = resources.files("bus").joinpath("manifest.sql").read_text(encoding="utf-8")
+def statement(name: str, file: str = "manifest.sql") -> str:
+    """One named statement (or script) of manifest.sql, or of another file of such."""
+    text = resources.files("bus").joinpath(file).read_text(encoding="utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))[name]
 
@@ -311,6 +311,7 @@ class _Applier:
         self._damaged = {file_hash for (file_hash,) in damaged}
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._facts: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
+        self._edges: list[tuple[str, str, int]] = []
         self._runs: dict[str | None, tuple[str | None, ...]] = {}
         self._seq = 0
         self._at = ""
@@ -331,6 +332,11 @@ class _Applier:
         """Insert every row that was collected."""
         self._insert(self._rows)
         self._insert(self._facts)
+        if self._edges:  # after the artifacts that they join
+            ends = ((artifact_id,) for edge in self._edges for artifact_id in edge[:2])
+            self._db.executemany(statement("add_node"), ends)
+            self._db.executemany(statement("add_edge"), self._edges)
+            self._edges.clear()
 
     def _insert(self, tables: dict[str, list[tuple[Any, ...]]]) -> None:
         for table, rows in tables.items():
@@ -383,10 +389,9 @@ class _Applier:
         if artifact.decision != "deduped":
             self._identity(artifact)
             self._end_damage(artifact.file_hash)
+        self._edges += [(artifact.artifact_id, i, self._seq) for i in artifact.inputs or ()]
         # Of an artifact that is new nothing holds yet.
         begin = self._begin if artifact.decision == "created" else self._once
-        for source in artifact.inputs or ():
-            begin("lineage_facts", artifact_id=artifact.artifact_id, input_artifact_id=source)
         for key, values in artifact.tags.items():
             for value in values:
                 begin("tag_facts", artifact_id=artifact.artifact_id, k=key, v=value)

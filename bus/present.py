@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
+from bus.graph import levels, trace
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from bus.manifest import Manifest
 
@@ -168,20 +170,13 @@ class Present:
         Both are on it; empty when there is none. Looks upwards, because what is newest (which most
         often supersedes something) is superseded by nobody.
         """
-        came_from: dict[str, str | None] = {start: None}
-        new = [start]
-        while new and end not in came_from:
-            self._stored.superseders.want(new)
-            level, new = new, []
-            for at in level:
-                for above in sorted(self.superseders[at] - came_from.keys()):
-                    came_from[above] = at
-                    new.append(above)
-        return _way_back(end, came_from) if end in came_from else []
 
+        def step(nodes: list[str]) -> Iterator[tuple[str, str]]:
+            self._stored.superseders.want(nodes)
+            return ((at, above) for at in nodes for above in sorted(self.superseders[at]))
 
-def _way_back(end: str, came_from: Mapping[str, str | None]) -> list[str]:
-    way = [end]
-    while (before := came_from[way[-1]]) is not None:
-        way.append(before)
-    return way[::-1]
+        came_from: dict[str, str | None] = {}
+        for level in levels([start], step, came_from):
+            if end in level:
+                return trace(came_from, end)
+        return []

@@ -34,7 +34,7 @@ from bus.model import (
     manifest_problems,
     utc_now,
 )
-from bus.submission import tag_problems
+from bus.submission import entry_place, tag_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,6 +120,9 @@ class Staging:
         target = self._path / relpath
         rows: int | None = None
         spec = self._spec(kind, fields.get("schema_version", 1))
+        place = entry_place(len(self._entries))
+        if spec is not None and (found := spec.undeclared(fields.get("inputs"), place)):
+            raise Refused.of(found)
         if isinstance(data, str | Path):
             source = SourceFile(Path(data))
             if spec is not None:

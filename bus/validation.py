@@ -317,9 +317,8 @@ class _Court:
             yield problem(Code.E207, f"{place}.schema_version", found)
         elif spec is None and self._settings.strict_kinds:
             yield problem(Code.E201, f"{place}.kind", f"no contract for kind {kind!r}")
-        elif spec is not None and spec.derived and entry.inputs is None:
-            message = f"{kind} is made from other artifacts: say which, or [] for none"
-            yield problem(Code.E103, f"{place}.inputs", message)
+        elif spec is not None:
+            yield from spec.undeclared(entry.inputs, place)
 
     # ── one file ──────────────────────────────────────────────────────────────────────────────
 

@@ -96,12 +96,12 @@ class _Candidate:
 class _Wait:
     """Why a job stays in ready/, and when to look at it again.
 
-    When one of the references is committed, when its time is over, or when another submission lies
+    When all of the references are committed, when its time is over, or when another submission lies
     under its name.
     """
 
     changed_at_s: float
-    references: frozenset[str]
+    references: set[str]
     until: datetime
 
 
@@ -427,15 +427,17 @@ class Writer:
             if references := decisions.waiting.get(candidate.job_id):
                 until = datetime.fromisoformat(candidate.verdict.judged_at_utc) + patience
                 self._waiting[candidate.job_id] = _Wait(
-                    candidate.changed_at_s, frozenset(references), until
+                    candidate.changed_at_s, set(references), until
                 )
 
     def _wake(self, record: CommitRecord) -> None:
-        """Look again at jobs that waited for what this commit brought."""
+        """Look again at jobs for which this commit brought the last of what they waited for."""
         there = set().union(*map(brought, record.jobs))
         for job_id, wait in list(self._waiting.items()):
-            if not wait.references.isdisjoint(there):
+            if wait.references and wait.references <= there:
                 del self._waiting[job_id]
+            else:
+                wait.references.difference_update(there)
 
     def _next_moment(self) -> datetime:
         """Now, but always later than the newest commit: clocks may jump back."""
@@ -453,7 +455,7 @@ class Writer:
             self._send_back(candidate.path, f"object {missing} is missing")
         if candidate.path.exists():  # it could not go: others must not wait for it
             until = utc_now() + timedelta(seconds=_SEND_BACK_AGAIN_S)
-            self._waiting[candidate.job_id] = _Wait(candidate.changed_at_s, frozenset(), until)
+            self._waiting[candidate.job_id] = _Wait(candidate.changed_at_s, set(), until)
         return None
 
     # ── step 10: answer ───────────────────────────────────────────────────────────────────────

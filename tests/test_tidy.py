@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 #: A module imports only from modules above it. Packages (tasks/, cli/ …) are one layer each.
 LAYERS = (
     # words and settings
-    *("errors", "strict_json", "shown", "model", "settings"),
+    *("errors", "strict_json", "shown", "graph", "model", "settings"),
     # the disk, and processes
     *("disk", "process", "lake"),
     # tables and what they must look like
@@ -51,7 +51,7 @@ LAYERS = (
     *("sqltypes", "canon", "feed", "snapshot", "catalog", "exports", "writer"),
     *("invariants", "rebuilt", "verify", "repair"),
     # what people ask of it, and what they answer
-    *("retry", "lookup", "versions", "runbook"),
+    *("retry", "lookup", "versions", "pedigree", "lineage", "runbook"),
     # delivery: everything above runs without Celery and without Redis
     *(
         "broker",

@@ -59,6 +59,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("reading", "Show all that is known of an artifact, a job, a run or a kind."),
         "path": ("reading", "Print the absolute path of an artifact's Parquet file."),
         "query": ("reading", "Run one SELECT over the published catalog."),
+        "lineage": ("lineage", "Show what an artifact was made from, and what was made from it."),
+        "impact": (
+            "lineage",
+            "Show what is hit when an artifact is superseded, tombstoned or damaged.",
+        ),
+        "stale": ("lineage", "List artifacts made from something that was superseded since."),
+        "orphans": (
+            "lineage",
+            "List active artifacts made from something tombstoned, damaged or missing.",
+        ),
     },
     "Keep the lake": {
         "export": ("views", "Build golden exports now, or list them."),

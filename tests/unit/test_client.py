@@ -181,6 +181,7 @@ def test_jobs_without_a_run_share_the_one_of_their_bus(client: Bus) -> None:
         ({"kind": "no spaces"}, "E104"),
         ({"job_id": "../up"}, "E104"),
         ({"schema_version": 0}, "E103"),
+        ({"kind": "bt_trades"}, "E103"),  # a derived kind, and nothing said of inputs
         ({"data": 42}, "E601"),
         ({"data": "/no/such/file.parquet"}, "E301"),
     ],

@@ -192,11 +192,28 @@ def test_one_that_waits_holds_up_nobody_in_its_batch(ledger: Ledger) -> None:
     assert found.waiting == {"w": [NOWHERE]}
 
 
-def test_what_comes_later_in_the_batch_is_waited_for_not_refused(ledger: Ledger) -> None:
+@pytest.mark.parametrize("wait_s", [0, 600])
+def test_what_comes_later_in_the_batch_is_decided_first(ledger: Ledger, wait_s: float) -> None:
     early = verdict("j2", facts("b", 2, inputs=["job:j1/a"]))
-    found = ledger.decide(early, verdict("j1", A), wait_s=600)
-    assert [r.job_id for r in found.records] == ["j1"]
-    assert found.waiting == {"j2": ["job:j1/a"]}
+    earlier = verdict("j3", facts("c", 3, inputs=[id_of(A), "job:j2/b"]), after=["j1", "j2"])
+    records = ledger.commit(earlier, early, verdict("j1", A), wait_s=wait_s)
+    assert [(r.job_id, r.outcome) for r in records] == [
+        (job_id, Outcome.COMMITTED) for job_id in ("j1", "j2", "j3")
+    ]
+
+
+def test_one_whose_time_is_over_is_refused_when_nothing_of_the_batch_brings_its_reference(
+    ledger: Ledger,
+) -> None:
+    lacks = verdict("w", facts("b", 2, inputs=[NOWHERE]))
+    needs_it = verdict("v", facts("c", 3, inputs=["job:w/b"]))
+    found = ledger.decide(needs_it, lacks, verdict("j", A), wait_s=600, later_s=601)
+    assert [(r.job_id, r.outcome) for r in found.records] == [
+        ("j", Outcome.COMMITTED),
+        ("v", Outcome.REJECTED),
+        ("w", Outcome.REJECTED),
+    ]
+    assert found.waiting == {}
 
 
 def test_after_orders_jobs(ledger: Ledger) -> None:
@@ -268,20 +285,105 @@ def test_nor_where_the_way_leads_through_a_sibling_and_the_past(ledger: Ledger) 
     assert ledger.codes(both) == [["E402"]]
 
 
-def test_a_deep_history_costs_a_new_artifact_nothing(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+def test_the_way_of_a_cycle_is_told_siblings_by_name_and_others_as_people_call_them(
+    ledger: Ledger,
 ) -> None:
-    ledger.committed(verdict("j1", A))
-    asked: list[str] = []
+    ledger.committed(verdict("j1", A), verdict("j2", on(B, "job:j1/a")))
+    (record,) = ledger.commit(verdict("j3", on(A, "name:c"), on(C, id_of(B))))
+    ((message, where),) = ((p.message, p.where) for p in record.problems)
+    assert message == (
+        f"name:c would descend from itself: name:c → signals name=b ({id_of(B)}) → name:a → name:c"
+    )
+    assert where == "manifest.json.artifacts[1].inputs"
+
+
+def chain(length: int) -> list[ArtifactFacts]:
+    """Artifacts each made from the one before."""
+    made = [facts("n0", 0)]
+    for number in range(1, length):
+        made.append(facts(f"n{number}", number, inputs=[id_of(made[-1])]))
+    return made
+
+
+def test_of_a_long_way_the_ends_are_told(ledger: Ledger) -> None:
+    made = chain(40)
+    ledger.committed(verdict("j", *made))
+    (record,) = ledger.commit(verdict("k", on(made[0], id_of(made[-1]))))
+    (problem,) = record.problems
+    steps = problem.message.partition(": ")[2].split(" → ")
+    assert len(steps) == 11
+    assert steps[0] == steps[-1] == "name:n0"
+    assert steps[5] == "… 31 more …"
+
+
+@pytest.fixture
+def asked(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The statements that were asked about sets of artifacts, and how many artifacts each."""
+    asked: list[tuple[str, int]] = []
     real = ledger.manifest.among
 
     def noted(name: str, values: Iterable[str]) -> Any:
-        asked.append(name)
-        return real(name, values)
+        asked.append((name, len(wanted := list(values))))
+        return real(name, wanted)
 
     monkeypatch.setattr(ledger.manifest, "among", noted)
-    ledger.committed(verdict("j2", on(B, id_of(A))))
-    assert "ancestors" not in asked
+    return asked
+
+
+def test_a_deep_history_costs_a_new_artifact_nothing_and_the_same_one_again_a_look(
+    ledger: Ledger, asked: list[tuple[str, int]]
+) -> None:
+    made = chain(30)
+    ledger.committed(verdict("j1", *made))
+    asked.clear()
+    ledger.committed(verdict("j2", on(B, id_of(made[-1]))))
+    assert {name for name, _ in asked} == {"committed_jobs", "known_artifacts"}
+    asked.clear()
+    ledger.committed(verdict("j3", made[-1]))
+    assert [name for name, _ in asked].count("inputs_of") == 1
+    # With an input that is new to it, whatever lies above that: nothing was made from it.
+    asked.clear()
+    ledger.committed(verdict("j4", on(B, id_of(made[-1]), id_of(made[10]))))
+    assert [name for name, _ in asked if name == "users_of"] == ["users_of"]
+    assert [name for name, _ in asked].count("inputs_of") == 1
+
+
+def test_the_newest_of_many_versions_is_superseded_at_the_cost_of_one(
+    ledger: Ledger, asked: list[tuple[str, int]]
+) -> None:
+    versions = [facts("v0", 0)]
+    for number in range(1, 30):
+        versions.append(facts(f"v{number}", number, supersedes=[id_of(versions[-1])]))
+    ledger.committed(verdict("j1", *versions))
+    asked.clear()
+    ledger.committed(verdict("j2", facts("w", 99, supersedes=[id_of(versions[-1])])))
+    assert [name for name, _ in asked].count("superseders") <= 2
+
+
+def test_a_thousand_inputs_are_looked_up_together(
+    ledger: Ledger, asked: list[tuple[str, int]]
+) -> None:
+    sources = [facts(f"s{number}", number) for number in range(1000)]
+    ledger.committed(verdict("j1", *sources))
+    asked.clear()
+    ledger.committed(verdict("j2", facts("all", 5000, inputs=[id_of(s) for s in sources])))
+    assert [count for _, count in asked if count > 1] == [1001]
+    assert sum(count for _, count in asked) < 1010
+
+
+def test_a_chain_that_came_in_reverse_is_decided_link_by_link(ledger: Ledger) -> None:
+    made = [facts(f"n{n}", n, inputs=[f"job:j{n - 1}/n{n - 1}"] if n else []) for n in range(300)]
+    jobs = [verdict(f"j{number}", found) for number, found in enumerate(made)]
+    records = ledger.commit(*reversed(jobs), wait_s=600)
+    assert [r.job_id for r in records] == [v.job_id for v in jobs]
+
+
+def test_one_that_lacks_many_is_decided_again_when_the_last_has_come(ledger: Ledger) -> None:
+    sources = [facts(f"s{number}", number) for number in range(200)]
+    wide = facts("all", 5000, inputs=[f"job:{s.name}/{s.name}" for s in sources])
+    jobs = [verdict("wide", wide), *(verdict(s.name, s) for s in sources)]
+    *_, last = ledger.commit(*jobs, wait_s=600)
+    assert (last.job_id, len(last.artifacts[0].inputs or [])) == ("wide", 200)
 
 
 @either_way

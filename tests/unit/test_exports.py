@@ -22,6 +22,7 @@ from bus.exports import BuiltExport
 from bus.lake import Lake
 from bus.model import Supersede
 from bus.settings import Settings
+from bus.snapshot import connect_snapshot
 from bus.specs import Registry
 from tests.history import History
 
@@ -98,6 +99,26 @@ def alerts(*ids: str, mint: str | None = "m", chain: str = "solana", text: str =
             "alert_text": [text] * rows,
         }
     )
+
+
+def test_an_export_tells_which_kinds_it_shows(bus: Exporting) -> None:
+    bus.declare(
+        things="SELECT n FROM canon.things",
+        both="SELECT n FROM canon.Things JOIN canon.alerts_std_all ON alert_ts_ms = n",
+        catalogued="SELECT count(*) AS artifacts FROM catalog.artifacts_f",
+        broken="SELECT",
+    )
+    bus.show()
+    with connect_snapshot(bus.lake) as db:
+        shown = exports.kinds_shown(db, bus.settings)
+    expected = {
+        "things": {"things"},
+        "both": {"things", "alerts_std"},
+        "catalogued": set[str](),
+        "alerts_std_tradable": {"alerts_std"},
+    }
+    assert shown == shown | expected
+    assert "broken" not in shown
 
 
 # ── what is written ───────────────────────────────────────────────────────────────────────────
