@@ -185,7 +185,7 @@ def test_a_refused_job_leaves_no_trace_of_its_changes_in_its_batch(ledger: Ledge
     nothing = Pin(op="pin", pin="paper", target=[NOWHERE])
     everything = [tag(A, k=["v"]), pin(A), alias(A), supersede(A, B), tombstone(C), nothing]
     after = [untag(A, k=["v"]), unpin(A), alias(None), supersede(B, A), supersede(C, D)]
-    refused, record = ledger.commit(
+    record, refused = ledger.commit(  # what lacks something is decided last
         verdict("m1", mutations=everything), verdict("m2", mutations=after)
     )
     assert [p.code for p in refused.problems] == ["E403"]
