@@ -28,6 +28,7 @@ MEASUREMENTS = (
     "lineage",
     "exports",
     "fsyncs",
+    "diff",
     "start",
     "memory",
 )

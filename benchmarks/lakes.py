@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from benchmarks import inputs
 from bus import disk
 from bus.catalog import Catalog
+from bus.frames import ParquetOptions, write_parquet
 from bus.hashing import content_hash, file_hash
 from bus.journal import GENESIS, Journal, in_chunks, reading_much
 from bus.lake import Lake
@@ -25,8 +26,10 @@ from bus.staging import Staging
 from bus.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
 KIND_OF_OLD = "bench_old"
 _OBJECTS = 64
@@ -87,10 +90,30 @@ def counted(lake: Lake) -> tuple[int, int]:
     return artifacts, edges
 
 
+def published_lake(root: Path, tables: Mapping[str, pa.Table]) -> tuple[Lake, dict[str, str]]:
+    """A lake with these tables, written as our clients write them, and their artifact_ids by name."""
+    lake = new_lake(root)
+    artifacts = {}
+    for number, (name, table) in enumerate(tables.items()):
+        draft = lake.objects / ".draft.tmp"
+        write_parquet(table, draft, ParquetOptions())
+        artifacts[name] = _job(number, _stored(lake, draft, table, f"ch1:{number:064x}"))
+    jobs = list(artifacts.values())
+    record = CommitRecord(seq=1, prev=GENESIS, committed_at_utc=_THEN, writer="bench", jobs=jobs)
+    Journal(lake).append(record)
+    catalogue(lake)
+    return lake, {name: job.artifacts[0].artifact_id for name, job in artifacts.items()}
+
+
 def _an_object(lake: Lake, number: int) -> dict[str, object]:
     """A real object in the store, and the facts about it that every artifact over it shares."""
     table = inputs.mixed(1_000_000 + number, _OBJECT_ROWS)
     path = inputs.write(table, lake.objects / f".{number}.tmp")
+    return _stored(lake, path, table, content_hash(table))
+
+
+def _stored(lake: Lake, path: Path, table: pa.Table, hashed_content: str) -> dict[str, object]:
+    """Move a file of rows into the store; the facts about it."""
     hashed = file_hash(path)
     target = lake.object_path(hashed.removeprefix("sha256:"))
     target.parent.mkdir(exist_ok=True)
@@ -101,7 +124,7 @@ def _an_object(lake: Lake, number: int) -> dict[str, object]:
     ]
     return {
         "file_hash": hashed,
-        "content_hash": content_hash(table),
+        "content_hash": hashed_content,
         "size_bytes": target.stat().st_size,
         "rows": table.num_rows,
         "columns": to_json(columns).decode(),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from bus.diff import Diff
     from bus.frames import ParquetOptions, Progress
     from bus.snapshot import Snapshots
     from bus.specs import Registry
@@ -269,6 +270,18 @@ class Bus(Changes["Job"], Genealogy):
         """
         columns, rows = self._snapshots.select(sql, limit)
         return [dict(zip(columns, row, strict=True)) for row in rows]
+
+    def diff(self, a: str, b: str, key: Sequence[str] | str | None = None, limit: int = 10) -> Diff:
+        """What differs between two artifacts: columns, rows, and cells of rows with the same key.
+
+        `a` and `b` are references; "added" is what only `b` has. `key`: the columns that tell rows
+        apart (default: those of the kind's contract; without any, whole rows are compared). `limit`:
+        how many rows of each sort come along. Raises `NotFound` (E511) and `Refused` (E404, E103,
+        E510), `Damaged` (E315) where the bytes of one are gone.
+        """
+        from bus.diff import diff  # noqa: PLC0415 - brings duckdb; producers need it not
+
+        return diff(self.lake, self._registry, a, b, key=_listed(key), limit=limit)
 
 
 class Draft(Changes[None]):

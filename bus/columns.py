@@ -180,6 +180,63 @@ def misfit_hint(have: pa.DataType, want: pa.DataType) -> str | None:
     return _MISFIT_HINTS.get((str(families[0]), str(families[1])))
 
 
+#: Integers of so many bits are whole in a float of so many bits.
+_WHOLE_BITS = {16: 11, 32: 24, 64: 53}
+_UNITS = ("s", "ms", "us", "ns")
+
+
+def widens(old: pa.DataType, new: pa.DataType) -> bool:
+    """Whether every value of `old` is, unchanged, a value of `new`: a contract may go that way.
+
+    Integers to wider ones (of another sign where all fit), to decimals and to floats that hold each
+    of them; float32 to float64; decimals to ones with no fewer digits on either side of the point;
+    seconds to milliseconds to microseconds, but not to nanoseconds, which end in 2262; a day to a
+    time without a zone, never to an instant; lists as their elements.
+    """
+    types = pa.types
+    old, new = logical(old), logical(new)
+    if old == new or types.is_null(old):
+        return True
+    if types.is_list(old) and types.is_list(new):
+        return widens(old.value_type, new.value_type)
+    if types.is_integer(old):
+        return _widens_integer(old, new)
+    if types.is_floating(old) and types.is_floating(new):
+        return bool(old.bit_width <= new.bit_width)
+    if types.is_decimal(old) and types.is_decimal(new):
+        whole = new.precision - new.scale >= old.precision - old.scale
+        return bool(whole and new.scale >= old.scale)
+    if types.is_date32(old) and types.is_timestamp(new):
+        return new.tz is None and new.unit != "ns"
+    return _family(old) is not None and _family(old) == _family(new) and _is_finer(old, new)
+
+
+def _widens_integer(old: pa.DataType, new: pa.DataType) -> bool:
+    signed = pa.types.is_signed_integer(old)
+    bits = old.bit_width - signed
+    if pa.types.is_integer(new):
+        if signed == pa.types.is_signed_integer(new):
+            return bool(old.bit_width <= new.bit_width)
+        return not signed and bool(old.bit_width < new.bit_width)
+    if pa.types.is_floating(new):
+        return bool(bits <= _WHOLE_BITS[new.bit_width])
+    if pa.types.is_decimal(new):
+        return bool(new.precision - new.scale >= len(str(2**bits)))
+    return False
+
+
+def _is_finer(old: pa.DataType, new: pa.DataType) -> bool:
+    """Whether values of one family keep what they say; texts have no unit to lose it by."""
+    types = pa.types
+    if types.is_date(old) or types.is_fixed_size_binary(new):
+        return False
+    if not types.is_temporal(old):
+        return True
+    finer = _UNITS.index(new.unit) - _UNITS.index(old.unit)
+    ends_early = new.unit == "ns" and not types.is_time(new)
+    return finer == 0 or (finer > 0 and not ends_early)
+
+
 def convert(array: pa.Array, want: pa.DataType) -> tuple[pa.Array, pa.Array | None]:
     """`(values, lossy)`: the column in the contract's type, and which rows lost something.
 

@@ -27,7 +27,7 @@ from bus.errors import Code, Refused, Unavailable
 from bus.sqltypes import literal, unglobbed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from bus.lake import Lake
@@ -97,6 +97,32 @@ def connect_snapshot(
     """
     if not lake.catalog_db.exists():
         raise Unavailable("no catalog yet", code=Code.E508, where=str(lake.catalog_db))
+    open_to = [lake.artifacts, lake.objects, lake.exports]
+    # The next snapshot is attached under the lock too; DuckDB looks for a log beside it.
+    db = closed_database(
+        [*(lake.public(path) for path in open_to), *map(str, open_to)],
+        [str(lake.catalog_db), f"{lake.catalog_db}.wal"],
+        threads=threads,
+        memory_limit=memory_limit,
+        spill=spill,
+    )
+    try:
+        _attach(db, lake)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def closed_database(
+    directories: Iterable[str],
+    files: Iterable[str],
+    *,
+    threads: int = 2,
+    memory_limit: str = "1GB",
+    spill: Path | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """A database in memory that may read these directories and files, and nothing else for good."""
     db = duckdb.connect(
         ":memory:",
         config={
@@ -110,30 +136,23 @@ def connect_snapshot(
         },
     )
     try:
-        _lock_down(db, lake)
-        _attach(db, lake)
+        db.execute("SET TimeZone = 'UTC'")
+        # A column is what its Parquet type says: one file with bad `geo` metadata would stop a view.
+        db.execute("SET enable_geoparquet_conversion = false")
+        db.execute(f"SET allowed_directories = [{_listed(directories)}]")
+        db.execute(f"SET allowed_paths = [{_listed(files)}]")
+        db.execute("SET enable_external_access = false")
+        db.execute("SET lock_configuration = true")
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _lock_down(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    open_to = [lake.artifacts, lake.objects, lake.exports]
-    paths = [*(lake.public(path) for path in open_to), *map(str, open_to)]
-    patterns = [unglobbed(path) for path in paths]  # a pattern is compared before it is expanded
-    db.execute("SET TimeZone = 'UTC'")
-    # A column is what its Parquet type says: one file with bad `geo` metadata would stop a view.
-    db.execute("SET enable_geoparquet_conversion = false")
-    db.execute(f"SET allowed_directories = [{_listed(*paths, *patterns)}]")
-    # The next snapshot is attached under the lock too; DuckDB looks for a log beside it.
-    db.execute(f"SET allowed_paths = [{_listed(str(lake.catalog_db), f'{lake.catalog_db}.wal')}]")
-    db.execute("SET enable_external_access = false")
-    db.execute("SET lock_configuration = true")
-
-
-def _listed(*paths: str) -> str:
-    return ", ".join(literal(path) for path in dict.fromkeys(paths))
+def _listed(paths: Iterable[str]) -> str:
+    """The paths, each also as the pattern that means it: patterns are compared unexpanded."""
+    known = [*paths]
+    return ", ".join(literal(path) for path in dict.fromkeys([*known, *map(unglobbed, known)]))
 
 
 def _attach(db: duckdb.DuckDBPyConnection, lake: Lake) -> None:
@@ -257,14 +276,14 @@ def _rows(reader: pa.RecordBatchReader, limit: int | None) -> list[tuple[Any, ..
     for batch in reader:
         if len(rows) >= most:
             break
-        columns = [_values(column) for column in batch.slice(0, most - len(rows)).columns]
+        columns = [plain_values(column) for column in batch.slice(0, most - len(rows)).columns]
         rows.extend(zip(*columns, strict=True))
     if limit is None and len(rows) > MAX_ROWS:
         raise Refused(f"more than {MAX_ROWS:,} rows", hint="Write a LIMIT, or aggregate.")
     return rows
 
 
-def _values(column: pa.Array) -> list[Any]:
+def plain_values(column: pa.Array) -> list[Any]:
     """A column as plain Python: instants in UTC, microseconds at best, wide integers as integers."""
     kind = column.type
     if pa.types.is_timestamp(kind) and (kind.tz or kind.unit == "ns"):

@@ -51,7 +51,7 @@ LAYERS = (
     *("sqltypes", "canon", "feed", "snapshot", "catalog", "exports", "writer"),
     *("invariants", "rebuilt", "verify", "repair"),
     # what people ask of it, and what they answer
-    *("retry", "lookup", "versions", "pedigree", "lineage", "runbook"),
+    *("retry", "lookup", "versions", "pedigree", "lineage", "diff", "runbook"),
     # delivery: everything above runs without Celery and without Redis
     *(
         "broker",
@@ -71,7 +71,10 @@ LAYERS = (
 #: Third-party packages (and sqlite3) and the only layers that may import them.
 CONFINED = {
     "sqlite3": {"manifest"},
-    "duckdb": {"second_reader", "snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"},
+    "duckdb": {
+        *("second_reader", "snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"),
+        "diff",
+    },
     "celery": {"app", "tasks"},
     "kombu": {"app", "broker", "tasks"},  # broker: the guarded transport is a kombu transport
     "redis": {"broker", "health"},

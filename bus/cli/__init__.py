@@ -69,6 +69,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "lineage",
             "List active artifacts made from something tombstoned, damaged or missing.",
         ),
+        "diff": ("comparing", "Show what differs between two artifacts: columns, rows, cells."),
     },
     "Keep the lake": {
         "export": ("views", "Build golden exports now, or list them."),
@@ -87,6 +88,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 }
 _MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
 _HELP = {"--help", "-h", "help"}
+#: Commands whose exit code 1 is an answer: what goes wrong with them is 2.
+_ANSWER_BY_STATUS = {"diff"}
 #: Options of every command that may also stand before it, and how many words they take.
 _GLOBAL = {"--json": 1, "--lake": 2}
 
@@ -136,7 +139,8 @@ def _run_command(tokens: list[str]) -> int:
     except CycloptsError as error:
         return failures.of_usage(str(error), f"bus {command}", as_json=as_json)
     except BusError as error:
-        return failures.of_bus(error, as_json=as_json)
+        status = failures.of_bus(error, as_json=as_json)
+        return failures.USAGE if command in _ANSWER_BY_STATUS else status
     except OSError as error:
         return failures.of_system(error, as_json=as_json)
     except KeyboardInterrupt:

@@ -174,6 +174,16 @@ class ParquetSource:
             )
             raise Rejected.of([problem(Code.E305, self._where, message)])
 
+    def group_batches(self, number: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The rows of one row group, in these columns only; of a file that was validated before.
+
+        Pages are checked, values are not. Raises `Rejected` as `batches` does.
+        """
+        rows = self._batch_rows(number, self._groups[number])
+        read = self._file.iter_batches(rows, row_groups=[number], columns=list(columns))
+        while (batch := _guarded(lambda: next(read, None), self._where)) is not None:
+            yield batch.select(columns)
+
     def _checked(self) -> Iterator[pa.RecordBatch]:
         try:
             if self._is_small():
