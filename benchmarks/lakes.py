@@ -93,16 +93,17 @@ def counted(lake: Lake) -> tuple[int, int]:
 def published_lake(root: Path, tables: Mapping[str, pa.Table]) -> tuple[Lake, dict[str, str]]:
     """A lake with these tables, written as our clients write them, and their artifact_ids by name."""
     lake = new_lake(root)
-    artifacts = {}
-    for number, (name, table) in enumerate(tables.items()):
+    objects = []
+    for number, table in enumerate(tables.values()):
         draft = lake.objects / ".draft.tmp"
         write_parquet(table, draft, ParquetOptions())
-        artifacts[name] = _job(number, _stored(lake, draft, table, f"ch1:{number:064x}"))
-    jobs = list(artifacts.values())
+        objects.append(_stored(lake, draft, table, f"ch1:{number:064x}"))
+    jobs = [_job(number, objects) for number in range(len(objects))]
     record = CommitRecord(seq=1, prev=GENESIS, committed_at_utc=_THEN, writer="bench", jobs=jobs)
     Journal(lake).append(record)
     catalogue(lake)
-    return lake, {name: job.artifacts[0].artifact_id for name, job in artifacts.items()}
+    ids = [job.artifacts[0].artifact_id for job in jobs]
+    return lake, dict(zip(tables, ids, strict=True))
 
 
 def _an_object(lake: Lake, number: int) -> dict[str, object]:

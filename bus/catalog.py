@@ -26,6 +26,7 @@ from bus import canon, disk, feed
 from bus.errors import Code, Unavailable
 from bus.feed import FACTS, TABLES, statement
 from bus.journal import GENESIS
+from bus.migrations import sound_ways
 from bus.snapshot import connect_snapshot, select
 from bus.sqltypes import literal, quoted
 
@@ -86,6 +87,7 @@ class Catalog:
         self._lake = lake
         self._registry = registry
         self._layout = _layout(lake, registry)
+        self._ways, _ = sound_ways(registry)
         self._db: duckdb.DuckDBPyConnection | None = None
         self._fd = -1
         # (inode, mtime, seq) of the published file as we last knew it. It begins with -1: replace
@@ -361,7 +363,9 @@ class Catalog:
         """Make every canon view what it must be now; those that are right stay untouched."""
         for path, schema in canon.empties(self._lake, self._registry, self._seen):
             _write_empty(path, schema)
-        wanted = {v.name: v for v in canon.views(self._lake, self._registry, self._seen)}
+        wanted = {
+            v.name: v for v in canon.views(self._lake, self._registry, self._seen, self._ways)
+        }
         present = dict(self._rows("SELECT view_name, sql FROM catalog.views_d"))
         gone = [name for name in present if name not in wanted]
         changed = [view for name, view in wanted.items() if present.get(name) != view.sql]

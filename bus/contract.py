@@ -24,7 +24,7 @@ from bus.hashing import HashPlan
 from bus.model import ID_PATTERN, canonical_json, iso
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SAMPLES = 3
 #: Keys held in memory to find repetitions among rows that are not in key order.
@@ -57,6 +57,9 @@ class Spec:
     derived     the job must say which inputs it was made from (an empty list is an answer)
     extensible  columns beyond `columns` belong to the table too: hashed, and shown to readers
     open        no contract at all: any columns, no checks
+    migrations  how tables of older versions are read as this one: version -> SELECT over `old`; only
+                needed where `bus.evolution` calls the change incompatible, and no part of what
+                tables are held to, so it may be corrected at any time
     """
 
     kind: str
@@ -72,6 +75,7 @@ class Spec:
     extensible: bool = False
     open: bool = False
     description: str = field(default="", compare=False)
+    migrations: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         found = [problem(Code.E103, self.where, text, "") for text in self._contradictions()]
@@ -98,7 +102,10 @@ class Spec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything a table is held to: equal contracts have equal fingerprints."""
+        """SHA-256 over everything a table is held to: equal contracts have equal fingerprints.
+
+        Lakes remember it: what is said here, and how, must stay the same for ever.
+        """
         facts = {
             "kind": self.kind,
             "version": self.version,
@@ -207,6 +214,11 @@ class Spec:
         yield from (f"no column {n!r}" for n in named if n is not None and n not in names)
         if self.columns and not any(c.hashed for c in self.columns):
             yield "no column is hashed"
+        for version, sql in self.migrations.items():
+            if version >= self.version:
+                yield f"a migration from v{version} leads to no later version"
+            if not isinstance(sql, str):
+                yield f"the migration from v{version} is no SELECT"
         yield from self._weak_columns()
         yield from self._unusable_checks()
 

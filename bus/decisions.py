@@ -272,6 +272,7 @@ class _JobDecider:
         inputs = self._resolve_inputs(facts.inputs or [], f"{where}.inputs")
         olds = self._resolve_all(facts.supersedes, f"{where}.supersedes", Code.E401)
         self._used.update(inputs)
+        self._check_contract(facts, where)
         # An artifact that is new has no descendants but those that this job gives it.
         if known is not None or artifact_id in self._used:
             self._check_descent(artifact_id, inputs, f"{where}.inputs")
@@ -309,6 +310,7 @@ class _JobDecider:
             inputs=None if facts.inputs is None else inputs,
             tags=facts.tags,
             supersedes=olds,
+            contract=facts.contract,
             warnings=facts.warnings,
             **content,
         )
@@ -323,6 +325,24 @@ class _JobDecider:
             circle = cycle([words.get(node, node) for node in [artifact_id, *found]])
             message = f"{words[artifact_id]} would descend from itself: {circle}"
             self._problem(Code.E402, where, message)
+
+    def _check_contract(self, facts: ArtifactFacts, where: str) -> None:
+        """A table was held to the contract that others of its kind and version were held to.
+
+        Else somebody has edited or removed it, or runs a worker with another configuration.
+        """
+        kind_version = facts.kind, facts.schema_version
+        known = self.present.contracts[kind_version]
+        if known is None and facts.contract:
+            self.present.contracts[kind_version] = facts.contract
+        if known is None or facts.contract in {None, known}:
+            return
+        held = f"one that begins {facts.contract[:12]}" if facts.contract else "none"
+        message = (
+            f"tables of {facts.kind} v{facts.schema_version} are held to the contract that begins "
+            f"{known[:12]}, this one was held to {held}"
+        )
+        self._problem(Code.E210, f"{where}.kind", message)
 
     def _mutation(self, mutation: Mutation, where: str) -> list[Mutation]:
         """What of a mutation is to be recorded, its references resolved."""

@@ -26,6 +26,8 @@ from bus import disk
 from bus.broker import address, connect
 from bus.errors import BusError, Code
 from bus.lake import COMMIT
+from bus.migrations import contract_problems
+from bus.specs import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -381,6 +383,19 @@ def _job_directories(lake: Lake, _: Settings) -> Finding:
     return Finding("job directories", "ok", "holds nothing but jobs")
 
 
+def _contracts(lake: Lake, settings: Settings) -> Finding:
+    """Edited contracts reject jobs; versions that do not follow each other hide tables."""
+    registry = Registry.load(settings)
+    found = contract_problems(lake, registry)
+    if not found:
+        return Finding("contracts", "ok", f"{len([*registry])} declared")
+    worst = min(found, key=lambda one: one.code)  # E210 before E211
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    saw = f"{worst.code} {worst.where}: {worst.message}{more}"
+    grade: Grade = "bad" if worst.code is Code.E210 else "odd"
+    return Finding("contracts", grade, saw, f"{worst.hint} See `bus specs check`.")
+
+
 _CHECKS: tuple[Callable[[Lake, Settings], Finding], ...] = (
     _versions,
     _file_system,
@@ -392,4 +407,5 @@ _CHECKS: tuple[Callable[[Lake, Settings], Finding], ...] = (
     _clock,
     _redis,
     _job_directories,
+    _contracts,
 )

@@ -60,6 +60,8 @@ class Code(StrEnum):
     E207 = "E207"
     E208 = "E208"
     E209 = "E209"
+    E210 = "E210"
+    E211 = "E211"
     E301 = "E301"
     E302 = "E302"
     E303 = "E303"
@@ -162,6 +164,14 @@ _CATALOGUE: dict[Code, tuple[str, str]] = {
         "Write values that convert without loss.",
     ),
     Code.E209: ("wrong number of rows for this kind", "Write as many rows as the contract says."),
+    Code.E210: (
+        "contract changed under its version",
+        "Restore the contract in bus.toml, or declare the changed one as a new version.",
+    ),
+    Code.E211: (
+        "versions of a contract do not follow",
+        'Declare a migration in the new version: migrate_from_v1 = "SELECT … FROM old".',
+    ),
     # E3xx: integrity of the bytes
     Code.E301: ("file missing", "Put the file into the job directory, under the listed relpath."),
     Code.E302: ("not a regular file", "Write plain files: no links, directories, FIFOs, devices."),

@@ -34,7 +34,7 @@ from bus.lake import Lake
 from bus.model import ID_PATTERN, iso, utc_now
 from bus.process import die_with_parent
 from bus.settings import Settings
-from bus.snapshot import asking, connect_snapshot, read, time_limit
+from bus.snapshot import PURE, VOLATILE, asking, connect_snapshot, read, time_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -49,20 +49,11 @@ _STATUS_POLL_S = 0.01
 _RESULT = "built.json"
 #: Exit code of a child that found another build at work.
 BUSY = 75
-#: What makes an export's rows depend on the moment it runs: such an export is always written.
-_VOLATILE = {
-    *("now", "current_timestamp", "get_current_timestamp", "transaction_timestamp"),
-    *("current_date", "today", "current_time", "get_current_time", "localtime", "localtimestamp"),
-    *("current_localtime", "current_localtimestamp", "random", "uuid", "uuidv4", "uuidv7"),
-    *("gen_random_uuid",),
-}
 #: What describes the catalog rather than its rows.
 _ABOUT_SCHEMA = {
     *("duckdb_columns", "duckdb_constraints", "duckdb_functions", "duckdb_schemas"),
     *("duckdb_tables", "duckdb_types", "duckdb_views", "pragma_table_info"),
 }
-#: What reads nothing.
-_PURE = {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +288,11 @@ class _Builder:
 
     def _function_states(self, reading: Reading) -> list[str]:
         states = []
-        if reading.words & _VOLATILE:
+        if reading.words & VOLATILE:
             states.append(iso(utc_now()))
         if reading.table_functions & _ABOUT_SCHEMA:
             states.append(self._schema_state())
-        if reading.table_functions - _ABOUT_SCHEMA - _PURE:
+        if reading.table_functions - _ABOUT_SCHEMA - PURE:
             states.append(f"seq={self._seq}")
         return states
 

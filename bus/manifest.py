@@ -309,6 +309,7 @@ class _Applier:
         self._artifact_no: int = found[0]
         damaged = db.execute("SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL")
         self._damaged = {file_hash for (file_hash,) in damaged}
+        self._contracts: set[tuple[str, int]] = set()
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._facts: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._edges: list[tuple[str, str, int]] = []
@@ -390,6 +391,8 @@ class _Applier:
             self._identity(artifact)
             self._end_damage(artifact.file_hash)
         self._edges += [(artifact.artifact_id, i, self._seq) for i in artifact.inputs or ()]
+        if artifact.contract:
+            self._contract(artifact.kind, artifact.schema_version, artifact.contract)
         # Of an artifact that is new nothing holds yet.
         begin = self._begin if artifact.decision == "created" else self._once
         for key, values in artifact.tags.items():
@@ -397,6 +400,12 @@ class _Applier:
                 begin("tag_facts", artifact_id=artifact.artifact_id, k=key, v=value)
         for old in artifact.supersedes:
             begin("supersede_facts", artifact_id=artifact.artifact_id, supersedes_artifact_id=old)
+
+    def _contract(self, kind: str, version: int, fingerprint: str) -> None:
+        """The first of a kind and version stays; `INSERT OR IGNORE` passes over later ones."""
+        if (kind, version) not in self._contracts:
+            self._contracts.add((kind, version))
+            self._rows["contracts"].append((kind, version, fingerprint, self._seq))
 
     def _identity(self, artifact: ArtifactRecord) -> None:
         self._artifact_no += 1

@@ -21,6 +21,11 @@ CREATE TABLE artifact_facts(
   duckdb_readable INTEGER NOT NULL, added_seq INTEGER NOT NULL, ended_seq INTEGER);
 CREATE INDEX artifact_facts_id ON artifact_facts(artifact_id);
 
+-- Which contract tables of a kind and version are held to, since the first that was: it never changes.
+CREATE TABLE contracts(
+  artifact_type TEXT NOT NULL, schema_version INTEGER NOT NULL, fingerprint TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, PRIMARY KEY (artifact_type, schema_version)) WITHOUT ROWID;
+
 -- Statistics of each column of each artifact, as validators read them: a JSON text, because a row
 -- for each column would be most of the rows and most of the time that indexing a commit takes.
 CREATE TABLE column_stats_facts(artifact_no INTEGER PRIMARY KEY, stats_json TEXT NOT NULL);
@@ -246,6 +251,10 @@ SELECT artifact_id, file_hash,
                WHERE d.file_hash = a.file_hash AND d.ended_seq IS NULL)
 FROM artifact_facts a
 WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
+
+-- name: known_contracts
+-- The contract that tables of this kind and version are held to.
+SELECT fingerprint FROM contracts WHERE artifact_type = ? AND schema_version = ?;
 
 -- name: ended_damage
 -- Objects whose bytes are back since this commit.

@@ -385,7 +385,8 @@ class ArtifactFacts(Document):
 
     `columns` is ``[{name, type}]`` (Arrow type names); `column_stats` is
     ``[{name, nulls, min?, max?, nans?, truncated?}]``; `inputs` None means not declared.
-    `min_ts`/`max_ts` bound the spec's time column, as ISO 8601 UTC.
+    `min_ts`/`max_ts` bound the spec's time column, as ISO 8601 UTC. `contract` is the fingerprint of
+    the contract that the table was held to; "" for none, None where an older validator does not say.
     """
 
     name: Id
@@ -406,6 +407,7 @@ class ArtifactFacts(Document):
     tags: dict[str, list[str]] = {}
     supersedes: list[str] = []
     generic: bool = False
+    contract: str | None = None
     warnings: list[str] = []
 
     @property
@@ -464,7 +466,7 @@ class ArtifactRecord(Document):
 
     `decision`: created (new identity), deduped (it existed; `mode` says by which hash), revived
     (it had been tombstoned or damaged). `inputs` and `supersedes` are resolved artifact ids.
-    `columns` and `column_stats` are those of `ArtifactFacts`, as JSON texts.
+    `columns` and `column_stats` are those of `ArtifactFacts`, as JSON texts; so is `contract`.
     """
 
     name: str
@@ -486,6 +488,7 @@ class ArtifactRecord(Document):
     inputs: list[str] | None = None
     tags: dict[str, list[str]] = {}
     supersedes: list[str] = []
+    contract: str | None = None
     warnings: list[str] = []
 
     @property

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 Pair = tuple[str, str]
+Version = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class _Manifest:
         self.superseders = _Stored(lambda ids: self._sets("superseders", ids))
         self.pins = _Stored(lambda pins: self._sets("pinned", pins))
         self.aliases = _Stored(self._aliases)
+        self.contracts = _Stored(self._contracts)
 
     def _artifacts(self, ids: Collection[str]) -> dict[str, Known | None]:
         found: dict[str, Known | None] = dict.fromkeys(ids)
@@ -94,6 +96,10 @@ class _Manifest:
         found = {name: self._manifest.named("aliased", name) for name in names}
         return {name: rows[0][0] if rows else None for name, rows in found.items()}
 
+    def _contracts(self, kinds: Collection[Version]) -> dict[Version, str | None]:
+        found = {kind: self._manifest.named("known_contracts", kind) for kind in kinds}
+        return {kind: rows[0][0] if rows else None for kind, rows in found.items()}
+
 
 def _gathered(keys: Collection[str], rows: Iterable[tuple[str, _V]]) -> dict[str, frozenset[_V]]:
     """The second column of rows by the first; empty sets for keys without rows."""
@@ -109,7 +115,8 @@ class Present:
 
     `artifacts`: what is known of an artifact_id, or None; `tags`: the (key, value) pairs of an
     artifact; `superseders`: who supersedes it; `pins`: the members of a pin; `aliases`: what
-    (kind, alias) means, or None.
+    (kind, alias) means, or None; `contracts`: the fingerprint of the contract that tables of (kind,
+    schema_version) are held to, or None.
     """
 
     artifacts: Layer[str, Known | None]
@@ -117,6 +124,7 @@ class Present:
     superseders: Layer[str, frozenset[str]]
     pins: Layer[str, frozenset[str]]
     aliases: Layer[Pair, str | None]
+    contracts: Layer[Version, str | None]
     _stored: _Manifest
 
     @classmethod
@@ -129,6 +137,7 @@ class Present:
             Layer(stored.superseders),
             Layer(stored.pins),
             Layer(stored.aliases),
+            Layer(stored.contracts),
             stored,
         )
 
@@ -140,6 +149,7 @@ class Present:
             Layer(self.superseders),
             Layer(self.pins),
             Layer(self.aliases),
+            Layer(self.contracts),
             self._stored,
         )
 
@@ -150,6 +160,7 @@ class Present:
         self.superseders.update(above.superseders)
         self.pins.update(above.pins)
         self.aliases.update(above.aliases)
+        self.contracts.update(above.contracts)
 
     def want(self, artifacts: Iterable[str], tags: Iterable[str] = ()) -> None:
         """Look these up in the manifest at once, instead of one by one when they are asked for."""

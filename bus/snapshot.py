@@ -64,6 +64,15 @@ _TABLE_FUNCTIONS = {
     *("duckdb_types", "duckdb_views", "pragma_table_info", "pragma_version", "summary"),
     *("pg_timezone_names", "artifacts_asof"),
 }
+#: … and read nothing.
+PURE = {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
+#: What makes rows depend on the moment of the query.
+VOLATILE = {
+    *("now", "current_timestamp", "get_current_timestamp", "transaction_timestamp"),
+    *("current_date", "today", "current_time", "get_current_time", "localtime", "localtimestamp"),
+    *("current_localtime", "current_localtimestamp", "random", "uuid", "uuidv4", "uuidv7"),
+    *("gen_random_uuid",),
+}
 #: Scalar functions that do more than compute.
 _REFUSED_FUNCTIONS = {"nextval", "setval", "setseed", "write_log", "json_execute_serialized_sql"}
 

@@ -11,6 +11,8 @@ In bus.toml::
     checks = { score_is_a_share = "score between 0 and 1" }
 
 A second version stands beside the first as ``[kinds.my_signals.v2]`` (and the first as ``.v1``).
+Where the second is not compatible with the first (`bus.evolution`), it says how tables of the first
+are read: ``migrate_from_v1 = "SELECT ts, mint, score::DOUBLE / 100 AS score FROM old"``.
 A column may also be a table: ``{ type = "string", nullable = true, optional = true, hashed =
 false }``. A package offers contracts through the entry point group ``artifact_bus.specs``: a
 `Spec`, several of them, or a function that returns them.
@@ -42,6 +44,7 @@ __all__ = ["Check", "Checker", "Column", "Registry", "Spec"]
 
 ENTRY_POINTS = "artifact_bus.specs"
 _VERSION_TABLE = re.compile(r"v([1-9]\d*)")
+_MIGRATION = re.compile(r"migrate_from_v([1-9]\d*)")
 
 
 class Registry:
@@ -179,8 +182,11 @@ def _versions(kind: str, table: Mapping[str, Any]) -> Iterator[tuple[str, dict[s
 
 
 def _from_table(kind: str, where: str, declared: dict[str, Any]) -> Spec:
+    migrations = {name: _MIGRATION.fullmatch(name) for name in declared}
     try:
-        table = _KindTable.model_validate(declared)
+        table = _KindTable.model_validate(
+            {name: value for name, value in declared.items() if not migrations[name]}
+        )
     except ValidationError as error:
         raise Refused.of(
             problem(Code.E103, ".".join([where, *map(str, item["loc"])]), item["msg"])
@@ -202,6 +208,7 @@ def _from_table(kind: str, where: str, declared: dict[str, Any]) -> Spec:
         derived=table.derived,
         extensible=table.extensible,
         description=table.description,
+        migrations={int(m[1]): declared[name] for name, m in migrations.items() if m},
     )
 
 

@@ -504,6 +504,7 @@ def _facts(
         tags=entry.tags,
         supersedes=entry.supersedes,
         generic=spec is None,
+        contract="" if spec is None or spec.open else spec.fingerprint,
         warnings=list(_artifact_warnings(kind, entry, spec, table)),
     )
 

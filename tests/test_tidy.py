@@ -33,6 +33,7 @@ LAYERS = (
     *("disk", "process", "lake"),
     # tables and what they must look like
     *("columns", "rules", "hashing", "parquet", "column_stats", "contract", "kinds", "specs"),
+    "evolution",
     # a job, from the inbox to its verdict
     *(
         "attempt",
@@ -48,7 +49,7 @@ LAYERS = (
     *("table", "second_reader", "validation", "intake"),
     # commits, and what is made of them
     *("journal", "manifest", "present", "mutations", "decisions", "views", "standing", "answers"),
-    *("sqltypes", "canon", "feed", "snapshot", "catalog", "exports", "writer"),
+    *("sqltypes", "canon", "feed", "snapshot", "migrations", "catalog", "exports", "writer"),
     *("invariants", "rebuilt", "verify", "repair"),
     # what people ask of it, and what they answer
     *("retry", "lookup", "versions", "pedigree", "lineage", "diff", "runbook"),
@@ -73,7 +74,7 @@ CONFINED = {
     "sqlite3": {"manifest"},
     "duckdb": {
         *("second_reader", "snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"),
-        "diff",
+        *("migrations", "diff"),
     },
     "celery": {"app", "tasks"},
     "kombu": {"app", "broker", "tasks"},  # broker: the guarded transport is a kombu transport

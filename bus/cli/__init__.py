@@ -70,6 +70,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "List active artifacts made from something tombstoned, damaged or missing.",
         ),
         "diff": ("comparing", "Show what differs between two artifacts: columns, rows, cells."),
+        "specs": (
+            "contracts",
+            "List contracts, show what changed between two versions, or check them all.",
+        ),
     },
     "Keep the lake": {
         "export": ("views", "Build golden exports now, or list them."),

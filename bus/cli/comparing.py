@@ -1,4 +1,4 @@
-"""Comparing: diff for artifacts, specs for contracts."""
+"""Comparing artifacts: diff."""
 
 from __future__ import annotations
 

@@ -225,6 +225,7 @@ def _spec_facts(spec: Any) -> dict[str, Any]:
         "checks": {check.name: str(check.rule) for check in spec.checks},
         "rows": spec.rows,
         "derived": spec.derived,
+        "migrations": {f"v{version}": sql for version, sql in spec.migrations.items()},
     }
 
 
@@ -234,7 +235,10 @@ def _contract(spec: Any) -> Iterable[Part]:
     if spec.open:
         yield Block(title, ["open: any columns, no checks, until you declare it in bus.toml"])
         return
-    names = ("description", "key", "sort_by", "row_key", "time_column", "checks", "rows", "derived")
+    names = (
+        *("description", "key", "sort_by", "row_key", "time_column", "checks", "rows", "derived"),
+        "migrations",
+    )
     yield Facts(title, {n: facts[n] for n in names if facts[n] not in (None, [], {}, "", False)})
     columns = ("name", "type", "nullable", "optional")
     yield Table(columns, [[c[n] for n in columns] for c in facts["columns"]])

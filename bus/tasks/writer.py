@@ -57,20 +57,18 @@ def _writer() -> Writer | None:
 
     None when someone else (`bus rebuild`, an old writer) kept the lake's lock for a minute.
     """
-    from bus.specs import Registry  # noqa: PLC0415 - Flower lists the tasks and needs no core
+    from bus.migrations import contract_problems  # noqa: PLC0415 - Flower needs no core
+    from bus.specs import Registry  # noqa: PLC0415 - it lists the tasks
     from bus.writer import Writer  # noqa: PLC0415 - likewise
 
     deadline = time.monotonic() + _LOCK_WAIT_S
     while not _held and time.monotonic() < deadline:
         try:
-            writer = Writer.open(
-                lake(),
-                settings(),
-                Registry.load(settings()),
-                announce=_announce,
-                wait_s=_SAY_SO_S,
-            )
+            registry = Registry.load(settings())
+            writer = Writer.open(lake(), settings(), registry, announce=_announce, wait_s=_SAY_SO_S)
             _held.append(writer)
+            for found in contract_problems(lake(), registry):
+                log.warning("%s at %s: %s", found.code, found.where, found.message)
         except LakeBusy:
             log.warning("E503: someone else writes to %s; waiting for it to end", lake().root)
     return _held[0] if _held else None

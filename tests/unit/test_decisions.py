@@ -9,7 +9,7 @@ import pytest
 
 from bus.model import Alias, Outcome, Supersede, Tag, Tombstone
 from tests.ledger import Ledger
-from tests.pipeline import facts, id_of, verdict
+from tests.pipeline import KIND, facts, id_of, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -458,3 +458,43 @@ def test_bytes_that_changed_meanwhile_are_noticed(ledger: Ledger, mutation: Any)
 def test_a_mutation_of_nothing_is_e403(ledger: Ledger) -> None:
     tag = Tag(op="tag", target=NOWHERE, tags={"k": ["v"]})
     assert ledger.codes(verdict("m", mutations=[tag])) == [["E403"]]
+
+
+# ── contracts ────────────────────────────────────────────────────────────────────────────────────
+
+
+def held(name: str, contract: str | None, **fields: Any) -> ArtifactFacts:
+    """An artifact that was held to a contract ("" is none, None not said)."""
+    return facts(name, 1, contract=contract, **fields)
+
+
+@either_way
+@pytest.mark.parametrize(
+    ("contract", "accepted"),
+    [("one", True), ("other", False), ("", False), (None, True)],
+    ids=["the same", "another", "none", "not said"],
+)
+def test_a_table_is_held_to_the_contract_that_others_of_its_version_were_held_to(
+    ledger: Ledger, together: bool, contract: str | None, accepted: bool
+) -> None:
+    first, again = together_or_apart(
+        ledger, together, verdict("j1", held("a", "one")), verdict("j2", held("b", contract))
+    )
+    assert first.outcome is Outcome.COMMITTED
+    assert again.outcome is (Outcome.COMMITTED if accepted else Outcome.REJECTED)
+    assert [p.code for p in again.problems] == ([] if accepted else ["E210"])
+    rows = ledger.manifest.rows("SELECT artifact_type, schema_version, fingerprint FROM contracts")
+    assert rows == [(KIND, 1, "one")]
+
+
+def test_each_version_and_kind_has_a_contract_of_its_own(ledger: Ledger) -> None:
+    ledger.committed(
+        verdict("j1", held("a", "one")),
+        verdict("j2", held("b", "two", schema_version=2)),
+        verdict("j3", held("c", "three", kind="other")),
+        verdict("j4", held("d", "", kind="free")),
+        verdict("j5", held("e", "late", kind="free")),
+    )
+    (refused,) = ledger.commit(verdict("j6", held("f", "two")))
+    assert "begins two" in refused.problems[0].message
+    assert ledger.manifest.rows("SELECT count(*) FROM contracts") == [(4,)]

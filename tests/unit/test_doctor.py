@@ -43,7 +43,7 @@ def test_this_machine_is_fit_and_a_missing_lake_is_made(lake: Lake) -> None:
     assert [f for f in found.values() if f.grade == "bad"] == []
     assert set(found) == {
         *("versions", "file system", "link and rename", "locks", "fsync", "permissions", "room"),
-        *("clock", "redis", "job directories"),
+        *("clock", "redis", "job directories", "contracts"),
     }
     assert lake.inbox.is_dir()
 

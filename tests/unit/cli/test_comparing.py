@@ -1,4 +1,4 @@
-"""Commands that compare: diff."""
+"""Commands that compare: diff for artifacts, specs for contracts."""
 
 from __future__ import annotations
 
@@ -81,3 +81,93 @@ def test_diff_says_so_when_a_key_does_not_tell_rows_apart(
     said = bus("diff", a, b, "--key", "k", "--lake", tmp_path / "twice")
     assert "several rows that differ share a key (k)" in said.out
     assert "rows: 2 added, 2 removed, 0 unchanged (whole rows)" in said.out
+
+
+# ── specs ─────────────────────────────────────────────────────────────────────────────────────────
+
+CONTRACTS = """
+[kinds.prices.v1]
+columns = { cents = "int64" }
+[kinds.prices.v2]
+columns = { price = "float64" }
+migrate_from_v1 = "SELECT cents / 100 AS price FROM old"
+[kinds.prices.v3]
+columns = { price = "float64", note = "string" }
+[kinds.notes.v1]
+columns = { text = "string" }
+[kinds.notes.v2]
+columns = { text = "string!" }
+"""
+
+
+@pytest.fixture
+def contracts(tmp_path: Path) -> None:
+    (tmp_path / "bus.toml").write_text(CONTRACTS)
+
+
+@pytest.mark.usefixtures("contracts")
+def test_specs_lists_versions_and_how_they_come_into_the_view(bus: Callable[..., Said]) -> None:
+    found = bus("specs", "--json").json
+    how = {(spec["kind"], spec["schema_version"]): spec["in_canon"] for spec in found}
+    assert how["prices", 1] == "migrated"
+    assert how["prices", 2] == "compatible"
+    assert how["prices", 3] == "newest"
+    assert how["notes", 1] == "left out"
+    assert how["ohlcv_slice", 1] == "compatible"
+    assert "left out" in bus("specs").out
+
+
+@pytest.mark.usefixtures("contracts")
+def test_specs_diff_says_what_changed_and_whether_old_tables_fit(bus: Callable[..., Said]) -> None:
+    said = bus("specs", "diff", "prices")
+    assert said.status == 0
+    assert "+ column note: string" in said.out
+    assert "compatible: tables of v2 are tables of v3" in said.out
+    migrated = bus("specs", "diff", "prices", "1", "2")
+    assert migrated.status == 0
+    assert "SELECT cents / 100 AS price FROM old" in migrated.out
+    unfit = bus("specs", "diff", "notes", "--json")
+    assert unfit.status == 1
+    assert unfit.json == {
+        "kind": "notes",
+        "old": 1,
+        "new": 2,
+        "compatible": False,
+        "migration": None,
+        "changes": [
+            {
+                "part": "column text",
+                "before": "string",
+                "after": "string!",
+                "compatible": False,
+                "why": "old tables may have NULL in it",
+            }
+        ],
+    }
+    assert "declares no migrate_from_v1" in bus("specs", "diff", "notes").out
+
+
+@pytest.mark.usefixtures("contracts")
+def test_specs_diff_of_what_is_not_there_names_what_is(bus: Callable[..., Said]) -> None:
+    for words, names in (
+        (["prices", "3", "1"], "has version 1, 2, 3"),
+        (["prices", "1", "7"], "has version 1, 2, 3"),
+        (["alerts_std"], "has version 1"),
+        (["price"], "prices"),
+        ([], "bus specs lists them"),
+    ):
+        said = bus("specs", "diff", *words)
+        assert (said.status in {1, 2}, said.out) == (True, "")
+        assert names in said.err
+
+
+@pytest.mark.usefixtures("contracts")
+def test_specs_check_tells_what_is_left_out(bus: Callable[..., Said], tmp_path: Path) -> None:
+    said = bus("specs", "check", "--json")
+    assert said.status == 1
+    assert [(p["code"], p["where"]) for p in said.json] == [("E211", "kinds.notes v1")]
+    (tmp_path / "bus.toml").write_text(CONTRACTS.partition("[kinds.notes.v2]")[0])
+    assert bus("specs", "check").status == 0
+    assert bus("show", "--kind", "prices", "--json").json[1]["migrations"] == {
+        "v1": "SELECT cents / 100 AS price FROM old"
+    }

@@ -3,7 +3,7 @@
 export type JobState = "staged" | "validating" | "ready" | "committed" | "rejected" | "unknown";
 
 /** What can be wrong; `codes` says it in words. */
-export type ErrorCode = "E101" | "E102" | "E103" | "E104" | "E105" | "E106" | "E107" | "E108" | "E109" | "E110" | "E111" | "E112" | "E201" | "E202" | "E203" | "E204" | "E205" | "E206" | "E207" | "E208" | "E209" | "E301" | "E302" | "E303" | "E304" | "E305" | "E306" | "E307" | "E308" | "E309" | "E310" | "E311" | "E312" | "E313" | "E314" | "E315" | "E316" | "E401" | "E402" | "E403" | "E404" | "E405" | "E406" | "E407" | "E501" | "E502" | "E503" | "E504" | "E505" | "E506" | "E507" | "E508" | "E509" | "E510" | "E511" | "E512" | "E601";
+export type ErrorCode = "E101" | "E102" | "E103" | "E104" | "E105" | "E106" | "E107" | "E108" | "E109" | "E110" | "E111" | "E112" | "E201" | "E202" | "E203" | "E204" | "E205" | "E206" | "E207" | "E208" | "E209" | "E210" | "E211" | "E301" | "E302" | "E303" | "E304" | "E305" | "E306" | "E307" | "E308" | "E309" | "E310" | "E311" | "E312" | "E313" | "E314" | "E315" | "E316" | "E401" | "E402" | "E403" | "E404" | "E405" | "E406" | "E407" | "E501" | "E502" | "E503" | "E504" | "E505" | "E506" | "E507" | "E508" | "E509" | "E510" | "E511" | "E512" | "E601";
 
 /**
  * `kind:alias` means `target` from now on; a null target removes it.
@@ -284,6 +284,14 @@ export const codes: Record<ErrorCode, { label: string; hint: string }> = {
   "E209": {
     "label": "wrong number of rows for this kind",
     "hint": "Write as many rows as the contract says."
+  },
+  "E210": {
+    "label": "contract changed under its version",
+    "hint": "Restore the contract in bus.toml, or declare the changed one as a new version."
+  },
+  "E211": {
+    "label": "versions of a contract do not follow",
+    "hint": "Declare a migration in the new version: migrate_from_v1 = \"SELECT … FROM old\"."
   },
   "E301": {
     "label": "file missing",
