@@ -56,8 +56,7 @@ class Tables:
             self._check_exact(db, file)
         db.execute("CREATE TEMP TABLE beside (a BIGINT, b BIGINT)")
         looked = 0
-        if all(self._look_beside(db, _beginning(pair)) for pair in parts.pairs[:1]):
-            db.execute("DELETE FROM beside")  # the beginning was for a try
+        if not any(self._have_moved(db, pair) for pair in parts.pairs[:1]):
             while looked < len(parts.pairs) and self._look_beside(db, parts.pairs[looked]):
                 looked += 1
         near, far = parts.pairs[:looked], parts.pairs[looked:]
@@ -67,6 +66,20 @@ class Tables:
         self._view(db, "b", self.b, [pair.b for pair in near], whole_b)
         ((beside,),) = db.execute("SELECT count(*) FROM beside").fetchall()
         return beside + _count(whole_a), beside + _count(whole_b)
+
+    def _have_moved(self, db: duckdb.DuckDBPyConnection, pair: Pair) -> bool:
+        """Whether the first rows that may differ lie elsewhere: then the others mostly do, too.
+
+        Rows that moved differ in most columns: where few do, there is no need to look.
+        """
+        differing = [column for column in self.columns if column.name in pair.columns]
+        if 2 * len(differing) <= len(self.columns):
+            return False
+        rows = min(_TRIED_ROWS, pair.a.rows)
+        first = replace(pair, a=replace(pair.a, rows=rows), b=replace(pair.b, rows=rows))
+        moved = not self._look_beside(db, first)
+        db.execute("DELETE FROM beside")
+        return moved
 
     def _look_beside(self, db: duckdb.DuckDBPyConnection, pair: Pair) -> bool:
         """Note the rows that differ from the one at their side; False where too many do.
@@ -177,12 +190,6 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
         else:
             joined.append(span)
     return joined
-
-
-def _beginning(pair: Pair) -> Pair:
-    """Its first rows: where rows have moved, they have mostly moved from the start."""
-    rows = min(_TRIED_ROWS, pair.a.rows)
-    return replace(pair, a=replace(pair.a, rows=rows), b=replace(pair.b, rows=rows))
 
 
 def _count(spans: Iterable[Span]) -> int:
