@@ -47,6 +47,8 @@ CRASH_POINTS: dict[str, str] = {
     "views.linked": "11: artifact links exist, the catalog is behind",
     "views.built": "11: the catalog's next snapshot is written, not renamed",
     "views.published": "11: the snapshot is published, link trees are behind",
+    "checkpoint.filled": "checkpoint: the views are copied into a draft, no document says so",
+    "checkpoint.made": "checkpoint: it is there, older ones are too",
     "export.built": "export: the temporary file is complete, not renamed",
 }
 

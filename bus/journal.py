@@ -112,6 +112,13 @@ class Journal:
             )
         return Commit(record, hashlib.sha256(data).hexdigest())
 
+    def sha256(self, seq: int) -> str | None:
+        """SHA-256 of the record with that number, unread; None without one."""
+        try:
+            return hashlib.sha256(self._lake.record_path(seq).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return None
+
     def after(self, seq: int, sha256: str) -> Iterator[Commit]:
         """Commits that follow `seq`, in order. Raises `Damaged` where the chain breaks."""
         previous = sha256
@@ -131,15 +138,20 @@ class Journal:
         Lists the directory, so only whoever is about to read the whole journal asks. Without it a
         rebuild would take the gap for the end, and new commits would bury what lies behind it.
         """
-        numbers = self.numbers()
-        for expected, number in enumerate(numbers, start=1):
+        names = self._lake.record_names()
+        newest = int(max(names, default="0").partition(".")[0])  # all are of one length
+        if newest != len(names):
+            self._name_the_gap()
+        return newest
+
+    def _name_the_gap(self) -> None:
+        for expected, number in enumerate(self.numbers(), start=1):
             if number != expected:
                 raise Damaged(
                     f"journal record {expected} is missing, but record {number} is there",
                     where=str(self._lake.record_path(expected)),
                     hint="Restore the record from a backup; nothing may be committed after a gap.",
                 )
-        return len(numbers)
 
     def sync(self, seq: int) -> None:
         """Make an existing record durable before relying on it (its writer may have died)."""
@@ -148,7 +160,7 @@ class Journal:
 
     def numbers(self) -> list[int]:
         """Every number present, ascending: for verification only, it lists the directory."""
-        return sorted(int(p.stem) for p in self._lake.journal.glob("[0-9]*.json"))
+        return sorted(int(name.partition(".")[0]) for name in self._lake.record_names())
 
 
 def _news(data: bytes, error: ValidationError) -> str | None:

@@ -27,6 +27,9 @@ COMMIT = "COMMIT"
 VERDICT = "verdict.json"
 RECEIPT = "receipt.json"
 REJECT_REASON = "REJECT_REASON.json"
+CHECKPOINT = "checkpoint.json"
+#: What a request to rebuild says when no checkpoint is to be relied on.
+FROM_JOURNAL = b"from the journal"
 OLD = ".bus-old"
 #: Names in a job directory that belong to the bus; a producer's own are moved aside unread.
 OUR_NAMES = (VERDICT, RECEIPT, REJECT_REASON)
@@ -75,6 +78,7 @@ class Lake:
         self.store = self.bus / "store"
         self.objects = self.store / "objects"
         self.journal = self.store / "journal"
+        self.checkpoints = self.store / "checkpoints"
         self.quarantine = self.store / "quarantine"
         self.sidecars = self.store / "sidecars"
         self.run_trees = self.store / "runs"
@@ -288,6 +292,11 @@ class Lake:
         """`journal/000000000042.json`."""
         return self.journal / f"{seq:012d}.json"
 
+    def record_names(self) -> list[str]:
+        """The name of every record, in no order; there may be a million."""
+        names = os.listdir(self.journal)
+        return [name for name in names if name[0].isdigit() and name.endswith(".json")]
+
     def record_draft(self, token: str) -> Path:
         """Where a record is written before it has its number, away from the many that have one."""
         return self.run / f"record-{token}.tmp"
@@ -295,6 +304,22 @@ class Lake:
     def record_drafts(self) -> Iterator[Path]:
         """Every draft there is."""
         return self.run.glob("record-*.tmp")
+
+    def checkpoint_path(self, seq: int) -> Path:
+        """`checkpoints/000000000042/`: a view of the journal up to that commit."""
+        return self.checkpoints / f"{seq:012d}"
+
+    def checkpoint_seqs(self) -> list[int]:
+        """The commits of which there are checkpoints, newest first."""
+        return sorted((int(p.name) for p in self.checkpoints.glob("[0-9]*")), reverse=True)
+
+    def checkpoint_draft(self, token: str) -> Path:
+        """Where one is made."""
+        return self.checkpoints / f".{token}.tmp"
+
+    def checkpoint_drafts(self) -> Iterator[Path]:
+        """Every draft there is."""
+        return self.checkpoints.glob(".*.tmp")
 
     def kind_dir(self, kind: str, schema_version: int) -> Path:
         """`artifacts/<kind>/v<N>`: what one branch of `canon.<kind>` reads."""
@@ -379,14 +404,21 @@ class Lake:
         """Since which start of the machine links and trees are known to be whole."""
         return self.run / "boot"
 
-    def boot_of_views(self) -> str:
-        """What the mark says; empty without one."""
+    def boot_of_views(self) -> str | None:
+        """What the mark says; None without one."""
         try:
             return self.boot_mark.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
-            return ""
+            return None
 
     @property
     def rebuild_request(self) -> Path:
         """A file whose presence asks the running writer to rebuild every view."""
         return self.run / "rebuild.request"
+
+    def asked_to_rebuild(self) -> bytes | None:
+        """What the request says; None without one."""
+        try:
+            return self.rebuild_request.read_bytes()
+        except FileNotFoundError:
+            return None

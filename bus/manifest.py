@@ -61,6 +61,14 @@ class BrokenManifestError(Exception):
     """The file is not a sound SQLite database: delete it and rebuild."""
 
 
+def _roots(lake: Lake) -> dict[str, Any]:
+    """Where readers find what the rows speak of."""
+    return {
+        "objects_root": lake.public(lake.objects),
+        "sidecars_root": lake.public(lake.sidecars),
+    }
+
+
 @contextmanager
 def _told_broken() -> Iterator[None]:
     """SQLite says of a damaged file the bare DatabaseError, of everything else a subclass."""
@@ -106,18 +114,37 @@ class Manifest:
                 self._create(lake)
 
     @classmethod
-    def begin(cls, lake: Lake) -> Self:
-        """An empty one beside the live one, for a rebuild: fast, and worth nothing until `finish`."""
+    def begin(cls, lake: Lake, base: Path | None = None) -> Self:
+        """One beside the live one, for a rebuild: fast, and worth nothing until `finish`.
+
+        Empty, or what the file `base` holds, which was made by `copy`. Raises `BrokenManifestError`
+        when that is no manifest.
+        """
         path = lake.manifest_begun
         disk.remove(path)
+        if base is not None:
+            disk.copy_file(base, path)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = MEMORY")
-        db.execute("PRAGMA synchronous = OFF")
-        db.execute("PRAGMA cache_size = -65536")
         manifest = cls(db)
         manifest._begun = path
-        manifest._create(lake)
+        try:
+            with _told_broken():
+                db.execute("PRAGMA journal_mode = MEMORY")
+                db.execute("PRAGMA synchronous = OFF")
+                db.execute("PRAGMA cache_size = -65536")
+                if base is None:
+                    manifest._create(lake)
+                else:
+                    db.executemany(statement("move"), _roots(lake).items())
+        except BaseException:
+            db.close()
+            raise
         return manifest
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether this one waits for `finish`."""
+        return self._begun is not None
 
     def finish(self, lake: Lake) -> Self:
         """Make the indexes that are missing; what was begun takes the place of the live one."""
@@ -162,6 +189,22 @@ class Manifest:
         hint = "It is made again when the writer starts: `bus up`, or `bus rebuild`."
         raise Unavailable(message, code=Code.E508, where=where, hint=hint)
 
+    def copy(self, path: Path) -> None:
+        """Write what stands here, as of one commit, into a new file, while the writer goes on."""
+        with closing(sqlite3.connect(path, isolation_level=None)) as target:
+            try:
+                target.execute("PRAGMA synchronous = OFF")
+                self._db.backup(target)
+                target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+            except sqlite3.OperationalError as error:
+                raise Unavailable(str(error), code=Code.E505, where=str(path)) from error
+
+    @classmethod
+    def read_copy(cls, path: Path) -> Self:
+        """Open what `copy` made, which nobody changes, for reading."""
+        uri = f"file:{quote(str(path))}?mode=ro&immutable=1"
+        return cls(sqlite3.connect(uri, uri=True, check_same_thread=False))
+
     @staticmethod
     def delete(lake: Lake) -> None:
         """Remove the view's files; the next `open` starts from nothing."""
@@ -178,9 +221,7 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "applied_seq": 0,
             "applied_sha256": GENESIS,
-            "objects_root": lake.public(lake.objects),
-            "sidecars_root": lake.public(lake.sidecars),
-        }
+        } | _roots(lake)
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         self._db.execute("COMMIT")
 
@@ -233,6 +274,11 @@ class Manifest:
         """`(seq, sha256)` of the newest commit in this view; `(0, GENESIS)` when empty."""
         meta = self.meta()
         return meta["applied_seq"], meta["applied_sha256"]
+
+    @property
+    def entries(self) -> int:
+        """How many jobs and artifacts were ever written down."""
+        return int(self.named("entries", ())[0][0])
 
     def progress(self, view: str) -> int:
         """How far a view behind this one has come."""

@@ -204,6 +204,15 @@ WHERE key IN ('applied_seq', 'applied_sha256')
   AND (SELECT value FROM meta WHERE key = 'applied_seq') = :seq - 1
   AND (SELECT value FROM meta WHERE key = 'applied_sha256') = :prev;
 
+-- name: move
+-- The lake lies elsewhere than when this file was made: (key, value).
+UPDATE meta SET value = ?2 WHERE key = ?1;
+
+-- name: entries
+-- Jobs and artifacts; numbers are given in order, and no row is ever deleted.
+SELECT (SELECT coalesce(max(job_no), 0) FROM jobs)
+     + (SELECT coalesce(max(artifact_no), 0) FROM artifact_facts);
+
 -- name: add_run
 -- A run begins with its first job and is widened by later ones; the newest meta wins by key.
 INSERT INTO runs(run_id, producer, created_at_utc, meta_json, first_seen_at, last_seen_at,

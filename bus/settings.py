@@ -95,6 +95,11 @@ class Settings(BaseModel):
     publish_share: float = Field(
         0.25, gt=0, le=1, description="share of the busy writer's time for catalog snapshots"
     )
+    checkpoint_every: int = Field(
+        10_000,
+        ge=1,
+        description="jobs and artifacts from one checkpoint to the next; at least a twentieth of all",
+    )
     export_quiet_s: float = Field(
         1.0, ge=0, description="exports are rebuilt when no commit came for this long …"
     )

@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from pydantic_core import to_json
 
 from bus import disk
+from bus.hashing import file_hash
 from bus.model import Outcome, Supersede, Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from bus.lake import Lake
     from bus.manifest import Manifest
@@ -184,42 +185,74 @@ def _joined(facts: dict[str, Any], **texts: str) -> bytes:
     return to_json(facts)[:-1] + members.encode() + b"}"
 
 
-def match_artifacts(lake: Lake, manifest: Manifest) -> tuple[int, int]:
+def match_artifacts(lake: Lake, manifest: Manifest, *, whole: bool = False) -> tuple[int, int]:
     """Make `artifacts/` show the artifacts in good standing and no others: (made, removed).
 
     Lists the whole tree and looks at every artifact: for a rebuild, and for the first start after a
-    power cut, which may take names away that were never synced. Names of the catalog's own (those
-    that do not look like an artifact_id) stay.
+    power cut, which may take names away that were never synced. `whole`: a link that shows anything
+    but its object counts as missing. Names of the catalog's own (those that do not look like an
+    artifact_id) stay.
     """
-    wanted: dict[str, dict[str, str]] = {}
-    for kind, version, artifact_id, file_hash_text in manifest.rows(
+    strays = listing(lake)
+    none: set[str] = set()
+    made = 0
+    for rows in manifest.chunks(
         "SELECT artifact_type, schema_version, artifact_id, file_hash FROM linked"
     ):
-        directory, name = lake.artifact_place(kind, version, artifact_id)
-        wanted.setdefault(directory, {})[name] = file_hash_text
-    there = {str(directory): set(os.listdir(directory)) for directory in lake.kind_dirs()}
-    stray = [
+        for kind, version, artifact_id, file_hash_text in rows:
+            directory, name = lake.artifact_place(kind, version, artifact_id)
+            source = lake.object_place(file_hash_text.removeprefix("sha256:"))
+            names = strays.get(directory, none)
+            if name not in names:
+                made += bool(_link(source, directory, name))
+                continue
+            names.remove(name)
+            if whole:
+                made += _mended(source, f"{directory}/{name}")
+    for kind, version, artifact_id, file_hash_text in manifest.named("linked_anew", ()):
+        source = lake.object_place(file_hash_text.removeprefix("sha256:"))
+        made += _mended(source, "/".join(lake.artifact_place(kind, version, artifact_id)))
+    removed = [
         f"{directory}/{name}"
-        for directory, names in there.items()
-        for name in names - wanted.get(directory, {}).keys()
+        for directory, names in strays.items()
+        for name in names
         if name.count("-") == 4  # noqa: PLR2004 - a UUID's dashes
     ]
-    for place in stray:
+    for place in removed:
         disk.remove(place)
-    made = 0
-    for directory, links in wanted.items():
-        for name in links.keys() - there.get(directory, set()):
-            source = lake.object_place(links[name].removeprefix("sha256:"))
-            made += bool(_link(source, directory, name))
-    for kind, version, artifact_id, file_hash_text in manifest.named("linked_anew", ()):
-        current = lake.object_path(file_hash_text.removeprefix("sha256:"))
-        shown = lake.artifact_path(kind, version, artifact_id)
-        if current.exists() and shown.exists() and not shown.samefile(current):
-            replace_link(current, shown)
-            made += 1
-    if made or stray:
-        log.info("links_matched", made=made, removed=len(stray))
-    return made, len(stray)
+    if made or removed:
+        log.info("links_matched", made=made, removed=len(removed))
+    return made, len(removed)
+
+
+def listing(lake: Lake) -> dict[str, set[str]]:
+    """The directories of `artifacts/`, and the names in each."""
+    return {str(directory): set(os.listdir(directory)) for directory in lake.kind_dirs()}
+
+
+def _mended(source: str, target: str) -> bool:
+    """Let `target` show the object, if it shows anything else; whether it did."""
+    with suppress(FileNotFoundError):  # an object that is missing was passed over
+        if not shows(source, target):
+            replace_link(Path(source), Path(target))
+            return True
+    return False
+
+
+def shows(source: str, target: str) -> bool:
+    """Whether a view's file is the object, or a copy of it with the same bytes.
+
+    True also where the object is missing: then nothing better is to be had.
+    """
+    try:
+        wanted = os.stat(source)  # noqa: PTH116 - texts, as there may be a million
+    except FileNotFoundError:
+        return True
+    found = os.stat(target)  # noqa: PTH116 - likewise
+    if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+        return True
+    is_a_copy = found.st_nlink == 1 and found.st_size == wanted.st_size
+    return is_a_copy and file_hash(source) == file_hash(target)
 
 
 def take(work: Iterator[None], steps: int) -> bool:

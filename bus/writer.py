@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 from pydantic import ValidationError
 
-from bus import answers, disk, standing, views
+from bus import answers, checkpoints, disk, standing, views
 from bus.catalog import Catalog
+from bus.checkpoints import Checkpointer
 from bus.decisions import brought, decide
 from bus.errors import Code, LakeBusy
-from bus.journal import GENESIS, Journal, NumberTakenError, in_chunks, reading_much
-from bus.lake import MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT
-from bus.manifest import SCHEMA_VERSION, BrokenManifestError, Manifest, StaleManifestError
+from bus.journal import Journal, NumberTakenError, in_chunks, reading_much
+from bus.lake import FROM_JOURNAL, MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT
+from bus.manifest import BrokenManifestError, StaleManifestError
 from bus.model import (
     CommitRecord,
     JobState,
@@ -132,11 +133,14 @@ class Writer:
         self._last_commit_s = 0.0
         self._next_publish_s = 0.0
         self._journal.sweep()
-        self._manifest = self._open_manifest()
+        self._manifest = checkpoints.open_manifest(lake, self._journal)
         self._catch_up()
-        self._mend_after_a_boot()
+        if lake.boot_of_views() != disk.boot_id():
+            self._mend_files(whole=False)
         self._exports_dirty = self._manifest.progress("exports") < self.seq
+        checkpoints.seed_catalog(lake, self._journal)
         self._catalog = Catalog.open(lake, settings, registry, self._manifest)
+        self._checkpointer = Checkpointer(lake, settings.checkpoint_every)
 
     @classmethod
     def open(
@@ -173,6 +177,7 @@ class Writer:
             if self._lock.is_ours():
                 self._manifest.note_progress(self._progress())
         finally:  # a full disk takes no note
+            self._checkpointer.close()
             self._catalog.close()
             self._manifest.close()
             self._lock.release()
@@ -190,69 +195,44 @@ class Writer:
 
     # ── start-up: the journal is the truth, the manifest catches up ───────────────────────────
 
-    def _open_manifest(self) -> Manifest:
-        """The manifest, if it is sound and continues the journal; else an empty one."""
-        if not self._lake.manifest_db.exists():
-            return Manifest.begin(self._lake)
-        try:
-            manifest = Manifest.open(self._lake)
-            if self._continues_journal(manifest):
-                return manifest
-            manifest.close()
-            reason = "it does not continue the journal"
-        except BrokenManifestError as error:
-            reason = str(error)
-        log.warning("manifest_rebuilt", reason=reason)
-        return Manifest.begin(self._lake)
-
-    def _continues_journal(self, manifest: Manifest) -> bool:
-        meta = manifest.meta()
-        if meta.get("schema_version") != SCHEMA_VERSION:
-            return False
-        if meta["objects_root"] != self._lake.public(self._lake.objects):
-            return False
-        seq, sha256 = manifest.applied
-        if seq == 0:
-            return bool(sha256 == GENESIS)
-        commit = self._journal.read(seq)
-        return commit is not None and commit.sha256 == sha256
-
     def _catch_up(self) -> None:
         """Apply what the manifest lacks and link what that added; each record is read once."""
         seq, sha256 = self._manifest.applied
-        if seq == 0:
+        if self._manifest.is_begun:
             self._journal.check_gapless()
         self._linked = self._manifest.progress("links")
         self._treed = self._manifest.progress("trees")
-        self._link_until(seq)
+        if not self._manifest.is_begun:  # else all links are made at once, when it is finished
+            self._link_until(seq)
         with reading_much():
             for chunk in in_chunks(self._journal.after(seq, sha256)):
                 self._manifest.apply(chunk, self._progress())
-                if seq:
+                if not self._manifest.is_begun:
                     for commit in chunk:
                         self._link(commit.record)
         self._check_fence()
         self._manifest = self._manifest.finish(self._lake)
-        if seq == 0:  # from nothing: all links at once, by what holds now
-            self._match_links()
         if self.seq:  # whoever wrote the newest record may have died before it was durable
             self._journal.sync(self.seq)
 
-    def _mend_after_a_boot(self) -> None:
-        """Links, trees and the catalog's working copy are never synced: a power cut takes of them."""
-        boot = disk.boot_id()
-        if self._lake.boot_of_views() == boot:
-            return
+    def _mend_files(self, *, whole: bool) -> None:
+        """Links, trees and the catalog's working copy are never synced: a power cut takes of them.
+
+        Nor does anybody know of them who begins another manifest. `whole`: look also whether each
+        link shows the right bytes.
+        """
         Catalog.delete(self._lake)
-        self._match_links()
+        self._match_links(whole=whole)
+        disk.replace_view(self._lake.boot_mark, disk.boot_id().encode())
+
+    def _match_links(self, *, whole: bool) -> None:
+        """All links at once, by what holds now; the trees follow again."""
+        standing.set_aside_damaged(self._lake, self._manifest)
+        views.match_artifacts(self._lake, self._manifest, whole=whole)
+        self._linked = self.seq
+        self._tree = None
         self._treed = 0
         self._manifest.note_progress(self._progress())
-        disk.replace_view(self._lake.boot_mark, boot.encode())
-
-    def _match_links(self) -> None:
-        standing.set_aside_damaged(self._lake, self._manifest)
-        views.match_artifacts(self._lake, self._manifest)
-        self._linked = self.seq
 
     def _commit_of(self, seq: int) -> Commit:
         commit = self._journal.read(seq)
@@ -289,6 +269,8 @@ class Writer:
                 break
         exports_dirty, self._exports_dirty = self._exports_dirty, False
         self._manifest.note_progress(self._progress())
+        if not busy:
+            self._checkpointer.look(self._manifest)
         return DrainResult(jobs, self.seq, busy, exports_dirty)
 
     def _commit_ready(self) -> tuple[int, int]:
@@ -566,26 +548,32 @@ class Writer:
 
     def _mend_views(self) -> None:
         """Somebody deleted the manifest under us, or asked for a rebuild: make it again."""
-        if self._lake.rebuild_request.exists():
-            self.rebuild()
+        if (asked := self._lake.asked_to_rebuild()) is not None:
+            self.rebuild(from_journal=asked == FROM_JOURNAL)
             disk.remove(self._lake.rebuild_request)
         elif not self._lake.manifest_db.exists():
             log.warning("manifest_rebuilt", reason="the file was deleted")
             self.rebuild()
 
-    def rebuild(self, *, trees: bool = True) -> None:
-        """Recreate every view from objects and journal; run trees follow in the background."""
+    def rebuild(self, *, trees: bool = True, from_journal: bool = False) -> None:
+        """Recreate every view from objects and journal; run trees follow in the background.
+
+        It begins with the newest checkpoint that is sound, or, `from_journal`, with record 1.
+        """
         self._check_fence()
         self._lake.create()
         self._catalog.close()
         self._manifest.close()
-        Catalog.delete(self._lake)
-        self._manifest = Manifest.begin(self._lake)
+        self._manifest = checkpoints.begin_manifest(
+            self._lake, self._journal, from_journal=from_journal
+        )
         with reading_much():
             self._catch_up()
+            self._mend_files(whole=True)
+            if not from_journal:
+                checkpoints.seed_catalog(self._lake, self._journal)
             self._catalog = Catalog.open(self._lake, self._settings, self._registry, self._manifest)
             self._publish()
-        self._tree = None
         self._treed = 0 if trees else self.seq
 
 

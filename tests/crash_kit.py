@@ -64,7 +64,8 @@ class Scene:
     lineage_wait_s: float = 600.0
 
     def pipe(self) -> Pipeline:
-        return Pipeline(self.root / "lake", lineage_wait_s=self.lineage_wait_s)
+        lake = self.root / "lake"
+        return Pipeline(lake, lineage_wait_s=self.lineage_wait_s, checkpoint_every=1)
 
     def acknowledged(self) -> set[str]:
         """Jobs whose producer was told that they are staged."""

@@ -49,7 +49,8 @@ LAYERS = (
     *("table", "second_reader", "validation", "intake"),
     # commits, and what is made of them
     *("journal", "manifest", "present", "mutations", "decisions", "views", "standing", "answers"),
-    *("sqltypes", "canon", "feed", "snapshot", "migrations", "catalog", "exports", "writer"),
+    *("sqltypes", "canon", "feed", "snapshot", "migrations", "catalog", "exports", "checkpoints"),
+    "writer",
     *("invariants", "rebuilt", "verify", "repair"),
     # what people ask of it, and what they answer
     *("retry", "lookup", "versions", "pedigree", "lineage", "diff", "runbook"),

@@ -92,20 +92,26 @@ def _export_table(found: list[ExportHealth]) -> Iterable[Part]:
             yield Block(f"{Code.E509} {one.name}", [one.error, f"hint: {Code.E509.hint}"], "bad")
 
 
-def rebuild(*, timeout: float = 3600.0, everywhere: Everywhere = HERE) -> Reply:
+def rebuild(
+    *, from_journal: Switch = False, timeout: float = 3600.0, everywhere: Everywhere = HERE
+) -> Reply:
     """Recreate every view from objects and journal.
 
     Manifest, catalog, artifact links and run trees; golden exports follow by themselves, or with
-    `bus export`. With a bus running, its writer does the work between two commits; else this
-    process takes the writer's lock.
+    `bus export`. It begins with the newest checkpoint whose bytes and whose commit are right, and
+    reads only what the journal has beyond it. With a bus running, its writer does the work between
+    two commits; else this process takes the writer's lock.
 
     For example:
 
         bus rebuild
+        bus rebuild --from-journal
         bus rebuild --lake /data/lake --json
 
     Parameters
     ----------
+    from_journal
+        Rely on no checkpoint: read every record of the journal.
     timeout
         Wait this many seconds for the running writer, or for its lock.
     """
@@ -115,19 +121,22 @@ def rebuild(*, timeout: float = 3600.0, everywhere: Everywhere = HERE) -> Reply:
     started_s = time.monotonic()
     if disk.is_locked(lake.seat_lock):
         say("The running writer rebuilds; waiting for it.")
-        _ask_the_writer(lake, settings, timeout)
+        _ask_the_writer(lake, settings, timeout, from_journal=from_journal)
     else:
-        _rebuild_here(lake, settings, timeout)
+        _rebuild_here(lake, settings, timeout, from_journal=from_journal)
     facts = _counts(lake) | {"seconds": round(time.monotonic() - started_s, 2)}
     return Reply(facts, lambda: [Facts("rebuilt", facts)])
 
 
-def _ask_the_writer(lake: Lake, settings: Settings, timeout_s: float) -> None:
+def _ask_the_writer(
+    lake: Lake, settings: Settings, timeout_s: float, *, from_journal: bool
+) -> None:
     """Leave the request, ring, and wait until the writer has taken it away again."""
     from bus import app, disk
+    from bus.lake import FROM_JOURNAL
 
     app.use(settings)
-    disk.write_plain(lake.rebuild_request, b"")
+    disk.replace_view(lake.rebuild_request, FROM_JOURNAL if from_journal else b"")
     deadline = time.monotonic() + timeout_s
     app.ring_writer(anyway=True)
     while lake.rebuild_request.exists():
@@ -137,7 +146,7 @@ def _ask_the_writer(lake: Lake, settings: Settings, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _rebuild_here(lake: Lake, settings: Settings, timeout_s: float) -> None:
+def _rebuild_here(lake: Lake, settings: Settings, timeout_s: float, *, from_journal: bool) -> None:
     import logging
 
     from bus import disk
@@ -148,7 +157,7 @@ def _rebuild_here(lake: Lake, settings: Settings, timeout_s: float) -> None:
     configure_logging("rebuild", logging.WARNING)
     registry = Registry.load(settings)
     with Writer.open(lake, settings, registry, wait_s=min(timeout_s, _LOCK_WAIT_S)) as writer:
-        writer.rebuild()
+        writer.rebuild(from_journal=from_journal)
         disk.remove(lake.rebuild_request)
         while writer.drain().more:  # run trees, in slices
             pass

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: A file that changed within this time of the look may have changed again in the same tick.
 _TICK_NS = 20_000_000
-_SQLITE = re.compile(r"/manifest\.sqlite$")
+_SQLITE = re.compile(r"/manifest/manifest\.sqlite$")
 _SQLITE_LOG = re.compile(r"manifest\.sqlite-wal$")
 _NOT_KEPT = re.compile(r"-shm$")
 FOR_EVER = 1 << 60

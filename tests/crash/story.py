@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bus import disk, intake as intake_module, validation, writer as writer_module
+from bus import checkpoints, disk, intake as intake_module, validation, writer as writer_module
 from bus.intake import clean
 from bus.lake import RECEIPT, REJECT_REASON
 from bus.model import JobState, Receipt, RejectReason
@@ -192,6 +192,19 @@ def a_rejected_job_is_tried_again(story: Story) -> None:
     again = retry(story.pipe.lake, HOPELESS.job_id)
     story.acknowledged.append(str(again.submission_id))
     story.work()
+
+
+def checkpoints_are_made_between_commits(story: Story) -> None:
+    FIRST.submit(story.pipe)
+    story.work()
+    checkpoints.make(story.pipe.lake)
+    MEANWHILE.submit(story.pipe)
+    story.work()
+    story.dies("checkpoint.filled", lambda: checkpoints.make(story.pipe.lake))
+    checkpoints.make(story.pipe.lake)
+    ORPHAN.submit(story.pipe)
+    story.work()
+    checkpoints.make(story.pipe.lake)  # and the oldest goes
 
 
 #: What is tried disk by disk: short stories, for a start on a small lake takes half as long.

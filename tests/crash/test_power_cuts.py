@@ -13,9 +13,11 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bus import disk
 from bus.journal import Commit, Journal
@@ -98,9 +100,11 @@ class Told:
         shutil.rmtree(self.root)
         self.root.mkdir()
 
-    def cut(self, cut: Cut, found: Disk) -> list[str]:
-        """What is wrong after recovery from this disk."""
+    def cut(self, cut: Cut, found: Disk, *, lost: str = "") -> list[str]:
+        """What is wrong after recovery from this disk; `lost` has gone from it as well."""
         found.lay(self.root)
+        if lost:
+            shutil.rmtree(self.root / lost, ignore_errors=True)
         wrong = self.judge(cut)
         self.clear()
         return wrong
@@ -189,6 +193,25 @@ def test_after_any_power_cut_nothing_is_lost_or_doubled_or_altered(
         assert wrong == [], at_a_time(cut, told)
     figures = {"moments": len(told.story.cuts), "states": len(seen), "cut_twice": again}
     campaign.record(story=name, part=part, violations=0, **figures)
+
+
+def test_whatever_a_power_cut_leaves_of_checkpoints_a_rebuild_is_right(
+    tmp_path: Path, campaign: Campaign
+) -> None:
+    told = Told(tmp_path / "root", story_module.checkpoints_are_made_between_commits)
+    taken = Counter[int | None]()
+    for _ in range(campaign.size(short=12, long=2_000)):
+        cut = campaign.chance.choice(told.story.cuts)
+        found = told.device.moment(cut.time).state(
+            campaign.chance.choice(STRATEGIES), campaign.chance
+        )
+        with capture_logs() as logs:
+            assert told.cut(cut, found, lost="lake/manifest") == [], at_a_time(cut, told)
+        seqs = [entry["seq"] for entry in logs if entry["event"] == "checkpoint_taken"]
+        taken[seqs[0] if seqs else None] += 1
+    told.device.close()
+    assert len(taken) > 1, "none was ever taken, or always the same"
+    campaign.record(taken={str(seq): times for seq, times in taken.items()}, violations=0)
 
 
 @pytest.mark.xdist_group("power")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
-from bus import exports
+from bus import disk, exports
 from bus.disk import CRASH_POINTS
 from bus.model import JobState
 from tests.crash_kit import Job, Scene
@@ -154,6 +154,20 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(scene: Scene) -> None:
     submitted = [Job(f"j{n}", (n, n + 100), broken=n % 7 == 0) for n in range(60)]
     assert_all_is_well(scene, [*BEFORE, *submitted])
     assert len(scene.acknowledged()) > len(BEFORE)
+
+
+@pytest.mark.parametrize("point", ["checkpoint.filled", "checkpoint.made"])
+def test_killed_at_a_checkpoint_and_the_manifest_is_lost_as_well(scene: Scene, point: str) -> None:
+    scene.run(*BEFORE)
+    assert scene.run(*BATCH, crash=point)
+    pipe = scene.pipe()
+    newest = len(pipe.records())
+    assert (newest in pipe.lake.checkpoint_seqs()) == (point == "checkpoint.made")
+    disk.remove_tree(pipe.lake.manifest_db.parent)
+    scene.run(*MORE)
+    assert_all_is_well(scene, [*BEFORE, *BATCH, *MORE])
+    assert_the_batch_is_as_ever(scene)
+    assert not list(pipe.lake.checkpoint_drafts())
 
 
 def test_the_model_would_notice_a_lost_job(scene: Scene) -> None:

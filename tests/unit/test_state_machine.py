@@ -66,7 +66,8 @@ OPS = (
 )
 SAYING = st.tuples(st.sampled_from(OPS), WHICH, WHICH, st.sampled_from(["red", "blue"]))
 STAGING_POINTS = [point for point in CRASH_POINTS if point.startswith("stage.")]
-POINTS = [p for p in CRASH_POINTS if p not in STAGING_POINTS and p != "export.built"]
+ELSEWHERE = ("stage.", "export.", "checkpoint.")
+POINTS = [point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)]
 
 
 def as_it_waits(job: Job) -> Job:

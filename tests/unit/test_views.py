@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bus.model import ArtifactFacts, Verdict
 
-A, B = facts("a", 1), facts("b", 2)
+A, B, C = facts("a", 1), facts("b", 2), facts("c", 3)
 
 
 class Shelf:
@@ -186,6 +186,24 @@ def test_matching_takes_strays_and_leaves_names_that_are_no_artifacts(shelf: She
         path.write_bytes(b"")
     assert views.match_artifacts(shelf.lake, shelf.ledger.manifest) == (0, 2)
     assert set(shelf.shown()) == {id_of(A), "empty"}
+
+
+def test_matching_the_whole_replaces_links_that_show_other_bytes_and_leaves_copies(
+    shelf: Shelf,
+) -> None:
+    shelf.commit(verdict("j1", A, B, C))
+    swapped, copied, rotten = (shelf.lake.artifact_path("signals", 1, id_of(f)) for f in (A, B, C))
+    swapped.unlink()
+    os.link(shelf.lake.object_path(B.sha256), swapped)
+    for path, found in ((copied, B), (rotten, C)):
+        data = shelf.lake.object_path(found.sha256).read_bytes()
+        path.unlink()
+        path.write_bytes(data if path is copied else data[:-1] + b"x")
+    inode = copied.stat().st_ino
+    assert views.match_artifacts(shelf.lake, shelf.ledger.manifest) == (0, 0)
+    assert views.match_artifacts(shelf.lake, shelf.ledger.manifest, whole=True) == (2, 0)
+    assert copied.stat().st_ino == inode
+    assert [p.read_bytes() for p in (swapped, rotten)] == [parquet(1), parquet(3)]
 
 
 def test_an_object_that_is_gone_is_passed_over(shelf: Shelf) -> None:

@@ -1,0 +1,275 @@
+"""Checkpoints: views of the journal up to one commit, so that a rebuild need not begin at record 1.
+
+A checkpoint is a directory `store/checkpoints/<seq>/`: a copy of the manifest as of commit `seq`, a
+copy of the catalog's snapshot that was published then, and a document with the SHA-256 of both and
+of the journal's record `seq`. It is made beside the writer's work when enough is new, appears by one
+rename, and is never changed. The newest two are kept.
+
+It is never relied on unseen: before a rebuild starts from one, its bytes are hashed, and record
+`seq` must be the one that the checkpoint speaks of. One with anything wrong is passed over, an older
+one is tried, and at last record 1. So nothing here is synced, and no commit depends on it: a power
+cut costs at most the newest one.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import structlog
+from pydantic import Field, StringConstraints, ValidationError
+
+from bus import disk
+from bus.hashing import file_hash
+from bus.journal import GENESIS
+from bus.lake import CHECKPOINT
+from bus.manifest import SCHEMA_VERSION, BrokenManifestError, Manifest
+from bus.model import Document, Sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from bus.journal import Journal
+    from bus.lake import Lake
+
+log = structlog.get_logger("bus.checkpoints")
+
+_KEPT = 2
+#: The next checkpoint waits until so large a share of everything is new: what checkpoints cost an
+#: artifact is then bounded, and so is what a rebuild reads beyond the newest.
+_NEW_SHARE = 1 / 20
+
+FileHash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Checkpoint(Document):
+    """checkpoint.json. Nothing stands in it that is not checked against something else.
+
+    entries   jobs and artifacts that the manifest's copy holds
+    files     name -> file hash; the manifest's copy, and the catalog's where one was published
+    """
+
+    version: Literal[1] = 1
+    seq: int = Field(ge=1)
+    record_sha256: Sha256
+    schema_version: int
+    entries: int
+    files: dict[str, FileHash]
+
+
+class UnusableError(Exception):
+    """This checkpoint cannot be relied on, or says nothing to this version; the text says why."""
+
+
+# ── finding ───────────────────────────────────────────────────────────────────────────────────
+
+
+def read(lake: Lake, seq: int) -> Checkpoint:
+    """The document of one checkpoint. Raises `UnusableError`."""
+    path = lake.checkpoint_path(seq) / CHECKPOINT
+    try:
+        found = Checkpoint.from_bytes(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UnusableError(f"unreadable: {str(error).partition(chr(10))[0]}") from None
+    if found.seq != seq:
+        raise UnusableError(f"it says it is {found.seq}")
+    return found
+
+
+def check(journal: Journal, found: Checkpoint) -> None:
+    """Whether the journal has the commit that a checkpoint speaks of. Raises `UnusableError`."""
+    if (sha256 := journal.sha256(found.seq)) != found.record_sha256:
+        what = "is another one" if sha256 else "is not in the journal"
+        raise UnusableError(f"record {found.seq} {what}")
+
+
+def file_of(lake: Lake, found: Checkpoint, name: str) -> Path:
+    """One of its files, hashed just now. Raises `UnusableError`."""
+    path = lake.checkpoint_path(found.seq) / name
+    try:
+        seen = file_hash(path)
+    except OSError as error:
+        raise UnusableError(f"{name}: {error.strerror}") from None
+    if seen != found.files.get(name):
+        raise UnusableError(f"the bytes of {name} have changed")
+    return path
+
+
+def _usable(lake: Lake, journal: Journal) -> Iterator[Checkpoint]:
+    """Those of this version whose commit is in the journal, newest first; others are logged."""
+    for seq in lake.checkpoint_seqs():
+        try:
+            found = read(lake, seq)
+            if found.schema_version != SCHEMA_VERSION:
+                raise UnusableError(f"made with tables of version {found.schema_version}")  # noqa: TRY301 - one road
+            check(journal, found)
+        except UnusableError as reason:
+            _ignore(lake, seq, reason)
+        else:
+            yield found
+
+
+def _ignore(lake: Lake, seq: int, reason: Exception) -> None:
+    log.warning("checkpoint_ignored", checkpoint=str(lake.checkpoint_path(seq)), reason=str(reason))
+
+
+# ── going on from one ─────────────────────────────────────────────────────────────────────────
+
+
+def open_manifest(lake: Lake, journal: Journal) -> Manifest:
+    """The manifest that a writer goes on with: the live one, if it is sound and continues the journal.
+
+    Else another begins (`begin_manifest`).
+    """
+    if not lake.manifest_db.exists():
+        return begin_manifest(lake, journal)
+    try:
+        manifest = Manifest.open(lake)
+        if _continues(manifest, lake, journal):
+            return manifest
+        manifest.close()
+        reason = "it does not continue the journal"
+    except BrokenManifestError as error:
+        reason = str(error)
+    log.warning("manifest_rebuilt", reason=reason)
+    return begin_manifest(lake, journal)
+
+
+def _continues(manifest: Manifest, lake: Lake, journal: Journal) -> bool:
+    meta = manifest.meta()
+    if meta.get("schema_version") != SCHEMA_VERSION:
+        return False
+    if meta["objects_root"] != lake.public(lake.objects):
+        return False
+    seq, sha256 = manifest.applied
+    if seq == 0:
+        return sha256 == GENESIS
+    newest = journal.read(seq)  # read, so that a newer release's is told as such
+    return newest is not None and newest.sha256 == sha256
+
+
+def begin_manifest(lake: Lake, journal: Journal, *, from_journal: bool = False) -> Manifest:
+    """One that takes the live one's place when it is finished: from a checkpoint, or from nothing.
+
+    Nobody knows then whether links and trees show what it holds: their mark is taken away.
+    """
+    disk.remove(lake.boot_mark)
+    for found in () if from_journal else _usable(lake, journal):
+        try:
+            path = file_of(lake, found, lake.manifest_db.name)
+            manifest = Manifest.begin(lake, path)
+        except (UnusableError, BrokenManifestError) as reason:
+            _ignore(lake, found.seq, reason)
+            continue
+        log.info("checkpoint_taken", seq=found.seq)
+        return manifest
+    return Manifest.begin(lake)
+
+
+def seed_catalog(lake: Lake, journal: Journal) -> None:
+    """Where the catalog's working copy is missing, let it begin with a checkpoint's."""
+    if lake.catalog_work.exists():
+        return
+    for found in _usable(lake, journal):
+        if lake.catalog_db.name not in found.files:
+            continue
+        try:
+            path = file_of(lake, found, lake.catalog_db.name)
+        except UnusableError as reason:
+            _ignore(lake, found.seq, reason)
+            continue
+        lake.catalog_work.parent.mkdir(parents=True, exist_ok=True)
+        draft = lake.catalog_work.with_suffix(".begun")
+        disk.copy_file(path, draft)
+        disk.replace(draft, lake.catalog_work)
+        return
+
+
+# ── making one ────────────────────────────────────────────────────────────────────────────────
+
+
+def make(lake: Lake) -> int:
+    """Make a checkpoint of the manifest as it stands, while its writer goes on; the commit it is of.
+
+    Raises OSError, `BrokenManifestError` or `Unavailable` when it cannot be made; nothing stays then.
+    """
+    draft = lake.checkpoint_draft(secrets.token_hex(4))
+    draft.mkdir(parents=True)
+    try:
+        found = _fill(lake, draft)
+        disk.crash_point("checkpoint.filled")
+        disk.write_plain(draft / CHECKPOINT, found.to_bytes(), mode=0o444)
+        final = lake.checkpoint_path(found.seq)
+        disk.remove_tree(final)  # one that was there already: this one is known to be right
+        disk.move(draft, final)
+        disk.crash_point("checkpoint.made")
+    finally:
+        disk.remove_tree(draft)
+    for seq in lake.checkpoint_seqs()[_KEPT:]:
+        disk.remove_tree(lake.checkpoint_path(seq))
+    return found.seq
+
+
+def _fill(lake: Lake, draft: Path) -> Checkpoint:
+    """Copy the views into a draft. The catalog first, so that it never is ahead of the manifest."""
+    catalog, copy = draft / lake.catalog_db.name, draft / lake.manifest_db.name
+    if lake.catalog_db.exists():
+        disk.copy_file(lake.catalog_db, catalog)
+    with closing(Manifest.read(lake)) as live:
+        live.copy(copy)
+    with closing(Manifest.read_copy(copy)) as copied:
+        seq, sha256 = copied.applied
+        return Checkpoint(
+            seq=seq,
+            record_sha256=sha256,
+            schema_version=copied.meta()["schema_version"],
+            entries=copied.entries,
+            files={path.name: file_hash(path) for path in sorted(draft.iterdir())},
+        )
+
+
+class Checkpointer:
+    """Makes checkpoints for a writer, in a thread of its own, each when enough is new."""
+
+    def __init__(self, lake: Lake, every: int) -> None:
+        self._lake = lake
+        self._every = every
+        self._thread: threading.Thread | None = None
+        for draft in lake.checkpoint_drafts():
+            disk.remove_tree(draft)  # by a writer that was killed
+        self._held = max(map(self._entries, lake.checkpoint_seqs()), default=0)
+
+    def _entries(self, seq: int) -> int:
+        try:
+            found = read(self._lake, seq)
+        except UnusableError as reason:
+            _ignore(self._lake, seq, reason)
+            return 0
+        return found.entries if found.schema_version == SCHEMA_VERSION else 0
+
+    def look(self, manifest: Manifest) -> None:
+        """Begin a checkpoint if one is due; whatever becomes of it, the next follows as much later."""
+        entries = manifest.entries
+        new = entries - self._held
+        if new < max(self._every, entries * _NEW_SHARE) or self._is_at_work():
+            return
+        self._held = entries
+        self._thread = threading.Thread(target=self._make, name="checkpoint")
+        self._thread.start()
+
+    def _is_at_work(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _make(self) -> None:
+        try:
+            log.info("checkpoint_made", seq=make(self._lake))
+        except Exception as error:  # noqa: BLE001 - it is only a view: the next one will do
+            log.warning("checkpoint_not_made", reason=str(error))
+
+    def close(self) -> None:
+        """Wait for the one that is being made."""
+        if self._thread is not None:
+            self._thread.join()
