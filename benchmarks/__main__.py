@@ -26,6 +26,7 @@ MEASUREMENTS = (
     "writer_alone",
     "rebuild",
     "lineage",
+    "verify",
     "exports",
     "fsyncs",
     "diff",

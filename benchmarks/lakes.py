@@ -6,20 +6,30 @@ every path can be read. Many artifacts share an object, as empty slices of many 
 
 from __future__ import annotations
 
+import json
+import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 
 from benchmarks import inputs
-from bus import disk
+from bus import answers, disk
 from bus.catalog import Catalog
 from bus.frames import ParquetOptions, write_parquet
 from bus.hashing import content_hash, file_hash
 from bus.journal import GENESIS, Journal, in_chunks, reading_much
-from bus.lake import Lake
+from bus.lake import RECEIPT, VERDICT, Lake
 from bus.manifest import Manifest
-from bus.model import ArtifactRecord, CommitRecord, JobRecord, Outcome, artifact_id_of
+from bus.model import (
+    ArtifactFacts,
+    ArtifactRecord,
+    CommitRecord,
+    JobRecord,
+    Outcome,
+    Verdict,
+    artifact_id_of,
+)
 from bus.settings import Settings
 from bus.specs import Registry
 from bus.staging import Staging
@@ -46,10 +56,21 @@ def new_lake(root: Path) -> Lake:
     return lake
 
 
-def grown_lake(root: Path, artifacts: int) -> Lake:
+def grown_lake(root: Path, artifacts: int, objects: int = _OBJECTS) -> Lake:
     """A lake whose journal holds that many artifacts, each by a job of its own; no views yet."""
     lake = new_lake(root)
-    objects = [_an_object(lake, number) for number in range(_OBJECTS)]
+    _write_journal(lake, artifacts, [_an_object(lake, number) for number in range(objects)])
+    return lake
+
+
+def lake_of_large_objects(root: Path, objects: int, size_bytes: int) -> Lake:
+    """A lake of so many artifacts, each on an object of its own that is nearly all hole."""
+    lake = new_lake(root)
+    _write_journal(lake, objects, [_a_large_object(lake, n, size_bytes) for n in range(objects)])
+    return lake
+
+
+def _write_journal(lake: Lake, artifacts: int, objects: Sequence[dict[str, object]]) -> None:
     journal = Journal(lake)
     prev = GENESIS
     for seq, first in enumerate(range(0, artifacts, _JOBS_A_COMMIT), start=1):
@@ -57,7 +78,6 @@ def grown_lake(root: Path, artifacts: int) -> Lake:
         jobs = [_job(number, objects) for number in numbers]
         record = CommitRecord(seq=seq, prev=prev, committed_at_utc=_THEN, writer="bench", jobs=jobs)
         prev = journal.append(record).sha256
-    return lake
 
 
 def catalogue(lake: Lake) -> None:
@@ -97,7 +117,8 @@ def published_lake(root: Path, tables: Mapping[str, pa.Table]) -> tuple[Lake, di
     for number, table in enumerate(tables.values()):
         draft = lake.objects / ".draft.tmp"
         write_parquet(table, draft, ParquetOptions())
-        objects.append(_stored(lake, draft, table, f"ch1:{number:064x}"))
+        facts = _table_facts(table, f"ch1:{number:064x}")
+        objects.append(facts | _stored(lake, draft))
     jobs = [_job(number, objects) for number in range(len(objects))]
     record = CommitRecord(seq=1, prev=GENESIS, committed_at_utc=_THEN, writer="bench", jobs=jobs)
     Journal(lake).append(record)
@@ -106,27 +127,68 @@ def published_lake(root: Path, tables: Mapping[str, pa.Table]) -> tuple[Lake, di
     return lake, dict(zip(tables, ids, strict=True))
 
 
+def answer(lake: Lake, *, documents: bool = True) -> None:
+    """What answered jobs leave in processed/; without `documents` only the directories."""
+    for commit in Journal(lake).after(0, GENESIS):
+        for job in commit.record.jobs:
+            directory = lake.processed / job.job_id
+            directory.mkdir()
+            if documents:
+                receipt = answers.receipt(lake, job, commit.record)
+                disk.write_plain(directory / RECEIPT, receipt.to_bytes())
+                disk.write_plain(directory / VERDICT, _verdict(job).to_bytes())
+
+
+def _verdict(job: JobRecord) -> Verdict:
+    (artifact,) = job.artifacts
+    known = artifact.model_dump(include=set(ArtifactFacts.model_fields))
+    texts = {name: json.loads(known[name]) for name in ("columns", "column_stats")}
+    facts = ArtifactFacts.model_validate(known | texts | {"relpath": "000.parquet"})
+    said = job.model_dump(
+        include=set(Verdict.model_fields) - {"artifacts", "mutations", "problems"}
+    )
+    return Verdict.model_validate(
+        said | {"accepted": True, "judged_at_utc": _THEN, "artifacts": [facts]}
+    )
+
+
+def _a_large_object(lake: Lake, number: int, size_bytes: int) -> dict[str, object]:
+    path = lake.objects / f".{number}.tmp"
+    disk.write_plain(path, number.to_bytes(8, "little"), 0o644)
+    os.truncate(path, size_bytes)
+    return _stored(lake, path) | {
+        "content_hash": f"ch1:{number:064x}",
+        "rows": 1,
+        "columns": "[]",
+        "column_stats": "[]",
+    }
+
+
+def _stored(lake: Lake, path: Path) -> dict[str, object]:
+    """A finished file becomes an object; its hash and size."""
+    hashed = file_hash(path)
+    target = lake.object_path(hashed.removeprefix("sha256:"))
+    target.parent.mkdir(exist_ok=True)
+    path.chmod(0o444)
+    disk.move(path, target)
+    return {"file_hash": hashed, "size_bytes": target.stat().st_size}
+
+
 def _an_object(lake: Lake, number: int) -> dict[str, object]:
     """A real object in the store, and the facts about it that every artifact over it shares."""
     table = inputs.mixed(1_000_000 + number, _OBJECT_ROWS)
     path = inputs.write(table, lake.objects / f".{number}.tmp")
-    return _stored(lake, path, table, content_hash(table))
+    return _table_facts(table, content_hash(table)) | _stored(lake, path)
 
 
-def _stored(lake: Lake, path: Path, table: pa.Table, hashed_content: str) -> dict[str, object]:
-    """Move a file of rows into the store; the facts about it."""
-    hashed = file_hash(path)
-    target = lake.object_path(hashed.removeprefix("sha256:"))
-    target.parent.mkdir(exist_ok=True)
-    disk.move(path, target)
+def _table_facts(table: pa.Table, hashed_content: str) -> dict[str, object]:
+    """What every artifact over a table's object shares, but for the file."""
     columns = [{"name": field.name, "type": str(field.type)} for field in table.schema]
     stats = [
         {"name": field.name, "nulls": 0, "min": "0", "max": "999999"} for field in table.schema
     ]
     return {
-        "file_hash": hashed,
         "content_hash": hashed_content,
-        "size_bytes": target.stat().st_size,
         "rows": table.num_rows,
         "columns": to_json(columns).decode(),
         "column_stats": to_json(stats).decode(),
@@ -145,7 +207,7 @@ def _job(number: int, objects: Sequence[dict[str, object]]) -> JobRecord:
             "inputs": [old_id(source, objects) for source in old_inputs(number)],
             "tags": {"token": [str(number)]},
         }
-        | objects[number % _OBJECTS]
+        | objects[number % len(objects)]
     )
     return JobRecord(
         job_id=f"old-{number}",
@@ -167,7 +229,7 @@ def _key(number: int) -> str:
 
 def old_id(number: int, objects: Sequence[dict[str, object]]) -> str:
     """The id of a grown lake's artifact."""
-    content_hash = str(objects[number % _OBJECTS]["content_hash"])
+    content_hash = str(objects[number % len(objects)]["content_hash"])
     return artifact_id_of(KIND_OF_OLD, 1, _key(number), content_hash)
 
 

@@ -13,7 +13,10 @@ cut costs at most the newest one.
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
+import shutil
 import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,7 +29,7 @@ from bus.hashing import file_hash
 from bus.journal import GENESIS
 from bus.lake import CHECKPOINT
 from bus.manifest import SCHEMA_VERSION, BrokenManifestError, Manifest
-from bus.model import Document, Sha256
+from bus.model import Document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +44,10 @@ _KEPT = 2
 #: The next checkpoint waits until so large a share of everything is new: what checkpoints cost an
 #: artifact is then bounded, and so is what a rebuild reads beyond the newest.
 _NEW_SHARE = 1 / 20
+_SPARE_BYTES = 1 << 30
 
+# In no other spelling: every byte of the document counts.
+RecordHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileHash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -54,7 +60,7 @@ class Checkpoint(Document):
 
     version: Literal[1] = 1
     seq: int = Field(ge=1)
-    record_sha256: Sha256
+    record_sha256: RecordHash
     schema_version: int
     entries: int
     files: dict[str, FileHash]
@@ -79,13 +85,6 @@ def read(lake: Lake, seq: int) -> Checkpoint:
     return found
 
 
-def check(journal: Journal, found: Checkpoint) -> None:
-    """Whether the journal has the commit that a checkpoint speaks of. Raises `UnusableError`."""
-    if (sha256 := journal.sha256(found.seq)) != found.record_sha256:
-        what = "is another one" if sha256 else "is not in the journal"
-        raise UnusableError(f"record {found.seq} {what}")
-
-
 def file_of(lake: Lake, found: Checkpoint, name: str) -> Path:
     """One of its files, hashed just now. Raises `UnusableError`."""
     path = lake.checkpoint_path(found.seq) / name
@@ -98,14 +97,38 @@ def file_of(lake: Lake, found: Checkpoint, name: str) -> Path:
     return path
 
 
+def announced(lake: Lake, journal: Journal, seq: int) -> Checkpoint:
+    """One whose document and whose commit were looked at. Raises `UnusableError`."""
+    found = read(lake, seq)
+    if (sha256 := journal.sha256(seq)) != found.record_sha256:
+        what = "is another one" if sha256 else "is not in the journal"
+        raise UnusableError(f"record {seq} {what}")
+    return found
+
+
+def verified(lake: Lake, journal: Journal, seq: int) -> Checkpoint:
+    """One of which everything was looked at but its rows. Raises `UnusableError`."""
+    found = announced(lake, journal, seq)
+    for name in {lake.manifest_db.name, *found.files}:
+        file_of(lake, found, name)
+    with closing(Manifest.read_copy(lake.checkpoint_path(seq) / lake.manifest_db.name)) as copy:
+        for what, said, held in (
+            ("commit", (found.seq, found.record_sha256), copy.applied),
+            ("version of the tables", found.schema_version, copy.meta()["schema_version"]),
+            ("number of entries", found.entries, copy.entries),
+        ):
+            if said != held:
+                raise UnusableError(f"the {what} is {held} in the copy and {said} in the document")
+    return found
+
+
 def _usable(lake: Lake, journal: Journal) -> Iterator[Checkpoint]:
     """Those of this version whose commit is in the journal, newest first; others are logged."""
     for seq in lake.checkpoint_seqs():
         try:
-            found = read(lake, seq)
+            found = announced(lake, journal, seq)
             if found.schema_version != SCHEMA_VERSION:
                 raise UnusableError(f"made with tables of version {found.schema_version}")  # noqa: TRY301 - one road
-            check(journal, found)
         except UnusableError as reason:
             _ignore(lake, seq, reason)
         else:
@@ -216,10 +239,13 @@ def make(lake: Lake) -> int:
 def _fill(lake: Lake, draft: Path) -> Checkpoint:
     """Copy the views into a draft. The catalog first, so that it never is ahead of the manifest."""
     catalog, copy = draft / lake.catalog_db.name, draft / lake.manifest_db.name
+    _check_room(lake)
     if lake.catalog_db.exists():
         disk.copy_file(lake.catalog_db, catalog)
     with closing(Manifest.read(lake)) as live:
         live.copy(copy)
+    for path in draft.iterdir():
+        disk.freeze(path)
     with closing(Manifest.read_copy(copy)) as copied:
         seq, sha256 = copied.applied
         return Checkpoint(
@@ -229,6 +255,14 @@ def _fill(lake: Lake, draft: Path) -> Checkpoint:
             entries=copied.entries,
             files={path.name: file_hash(path) for path in sorted(draft.iterdir())},
         )
+
+
+def _check_room(lake: Lake) -> None:
+    """A copy must never be what fills a disk: as much again stays free, and a gigabyte."""
+    views = [path for path in (lake.manifest_db, lake.catalog_db) if path.exists()]
+    needed_bytes = sum(path.stat().st_size for path in views)
+    if shutil.disk_usage(lake.checkpoints).free < 2 * needed_bytes + _SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(lake.checkpoints))
 
 
 class Checkpointer:

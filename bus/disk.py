@@ -342,6 +342,15 @@ def make_read_only(fd: int) -> bool:
     return True
 
 
+def freeze(path: Path | str) -> bool:
+    """`make_read_only` for a file that nobody has open."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return make_read_only(fd)
+    finally:
+        os.close(fd)
+
+
 def open_up(directory: Path | str) -> None:
     """Give the owner all rights to a directory, never through a link (FOREIGN_ERRNOS apply)."""
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

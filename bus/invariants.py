@@ -16,22 +16,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from bus import views
 from bus.hashing import file_hash
-from bus.lake import COMMIT, MANIFEST, RECEIPT, REJECT_REASON, VERDICT
+from bus.lake import COMMIT, DATA, MANIFEST
 from bus.model import (
     CommitMarker,
     JobManifest,
     JobState,
-    Outcome,
-    Receipt,
-    RejectReason,
-    Verdict,
     artifact_id_of,
 )
 
@@ -39,29 +37,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from bus.damage import Affected
     from bus.lake import Lake
     from bus.manifest import Manifest
     from bus.settings import Settings
 
+RELINK = "Run `bus rebuild`, or `bus verify --repair`: links and trees are views."
 REBUILD = "Run `bus rebuild`: the truth is not affected."
+REMAKE = "Run `bus rebuild --from-journal`: the truth is not affected."
+RETRACT = "Run `bus verify --repair`, or remove it: no rebuild relies on it."
+RESTORE_RECORD = "Restore the record from a backup; nothing may be committed after a gap."
 RESTORE = "Restore it from a backup, or submit the same rows again."
 MAKE_READ_ONLY = "Make it read-only (0444) once it is known that its bytes are right."
+RECORD_READ_ONLY = "Make it read-only (0444)."
 OUR_ERROR = "This is an error of the bus, not of your data: please report it with this line."
-_KEPT = "Nothing else is lost: the journal has all that it said."
-_HASHERS = 2
+KEPT = "Nothing else is lost: the journal has all that it said."
+#: Threads that hash.
+HASHERS = max(2, min(8, os.cpu_count() or 1))
+#: Files that a thread takes at most: handing one over costs as much as hashing a small one.
+_HASHED_AT_A_TIME = 16
 _SLACK_S = 60.0
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ON_THEIR_WAY = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
+ON_THEIR_WAY = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One broken invariant: its number, the place, what is wrong there, and what to do."""
+    """One broken invariant: its number, the place, what is wrong there, and what to do.
+
+    `affected`: of damage, the artifacts on it and those made from them.
+    """
 
     invariant: int
     where: str
     message: str
     fix: str
+    affected: Affected | None = None
 
     def __str__(self) -> str:
         return f"invariant {self.invariant} at {self.where}: {self.message} ({self.fix})"
@@ -77,63 +88,61 @@ ORDER BY file_hash
 # ── 1 and 2: objects ──────────────────────────────────────────────────────────────────────────
 
 
-def object_at(path: Path, size_bytes: int) -> Iterator[Finding]:
+def object_at(place: str, size_bytes: int) -> Iterator[Finding]:
     """1: the object is there, a whole plain file. 2: nobody may write it."""
     try:
-        seen = path.lstat()
+        seen = os.lstat(place)
     except FileNotFoundError:
-        yield Finding(1, str(path), "the object is missing", RESTORE)
+        yield Finding(1, place, "the object is missing", RESTORE)
         return
     if not stat.S_ISREG(seen.st_mode):
-        yield Finding(1, str(path), "the object is no regular file", RESTORE)
+        yield Finding(1, place, "the object is no regular file", RESTORE)
     elif seen.st_size != size_bytes:
         message = f"{seen.st_size:,} bytes where {size_bytes:,} were committed"
-        yield Finding(1, str(path), message, RESTORE)
+        yield Finding(1, place, message, RESTORE)
     elif seen.st_mode & 0o222:
         message = f"the object is writable (mode {stat.S_IMODE(seen.st_mode):o})"
-        yield Finding(2, str(path), message, MAKE_READ_ONLY)
+        yield Finding(2, place, message, MAKE_READ_ONLY)
 
 
-def told(facts: Manifest, finding: Finding, file_hash_text: str) -> Finding:
-    """The finding, naming what stands on the object."""
-    users = facts.rows(
-        "SELECT artifact_type, logical_key, artifact_id FROM artifacts WHERE file_hash = ? LIMIT 4",
-        (file_hash_text,),
-    )
-    named = [f"{kind} {key} ({artifact_id})" for kind, key, artifact_id in users[:3]]
-    more = " and others" if len(users) > len(named) else ""
-    whose = f"on it: {', '.join(named)}{more}" if named else "no artifact stands on it"
-    return replace(finding, message=f"{finding.message}; {whose}")
+def naming(finding: Finding, affected: Affected) -> Finding:
+    """The finding, with what it means to people."""
+    return replace(finding, message=f"{finding.message}; {affected}", affected=affected)
 
 
 def hashes(
-    chosen: list[tuple[str, Path]], was_read: Callable[[int, int], None]
+    chosen: list[tuple[str, str]], was_read: Callable[[int, int], None]
 ) -> Iterator[Finding]:
     """1: hashed again, each file has the hash it is listed with; missing ones were told already.
 
     `was_read(number, bytes)` is called after each.
     """
-    with ThreadPoolExecutor(_HASHERS) as pool:
-        looks = pool.map(_hash, chosen)
-        for number, ((expected, path), (seen, size_bytes)) in enumerate(
+    size = max(1, min(len(chosen) // (32 * HASHERS), _HASHED_AT_A_TIME))  # so that all end together
+    portions = (chosen[n : n + size] for n in range(0, len(chosen), size))
+    with ThreadPoolExecutor(HASHERS) as pool:
+        looks = chain.from_iterable(pool.map(_hash, portions))
+        for number, ((expected, place), (seen, size_bytes)) in enumerate(
             zip(chosen, looks, strict=True), start=1
         ):
             was_read(number, size_bytes)
             if seen != expected:
-                yield Finding(1, str(path), f"its bytes are {seen}", RESTORE)
+                yield Finding(1, place, f"its bytes are {seen}", RESTORE)
 
 
-def _hash(item: tuple[str, Path]) -> tuple[str, int]:
-    expected, path = item
+def _hash(portion: list[tuple[str, str]]) -> list[tuple[str, int]]:
+    return [_hash_one(expected, place) for expected, place in portion]
+
+
+def _hash_one(expected: str, place: str) -> tuple[str, int]:
     try:
-        return file_hash(path), path.stat().st_size
+        return file_hash(place), os.stat(place).st_size  # noqa: PTH116 - texts: a million of them
     except FileNotFoundError:
         return expected, 0
     except OSError as error:
         return f"unreadable: {error.strerror}", 0
 
 
-def next_objects(lake: Lake, manifest: Manifest, size: int) -> list[tuple[str, Path]]:
+def next_objects(lake: Lake, manifest: Manifest, size: int) -> list[tuple[str, str]]:
     """The objects after those of the last time, round and round."""
     try:
         last = lake.verify_cursor.read_text()
@@ -147,7 +156,7 @@ def next_objects(lake: Lake, manifest: Manifest, size: int) -> list[tuple[str, P
     names = [name for (name,) in manifest.rows(after, (last, size))]
     if len(names) < size:
         names += [n for (n,) in manifest.rows(after, ("", size - len(names))) if n not in names]
-    return [(name, lake.object_path(name.removeprefix("sha256:"))) for name in names]
+    return [(name, lake.object_place(name.removeprefix("sha256:"))) for name in names]
 
 
 # ── 7 and 8: identities and references ────────────────────────────────────────────────────────
@@ -217,6 +226,15 @@ def _in_cycles(edges: Iterable[tuple[str, str]]) -> list[str]:
 # ── 5, 10, 12: jobs, their answers, and who committed them ────────────────────────────────────
 
 
+def submissions(facts: Manifest) -> Iterator[int]:
+    """5: records that hold a verdict which an earlier one holds, too: it was indexed there."""
+    for (seq,) in facts.rows(
+        "SELECT c.seq FROM commits c LEFT JOIN (SELECT seq, count(*) AS n FROM jobs GROUP BY seq) j "
+        "ON j.seq = c.seq WHERE c.jobs <> coalesce(j.n, 0)"
+    ):
+        yield seq
+
+
 def commits_of_jobs(facts: Manifest) -> Iterator[Finding]:
     """5: a job_id is committed at most once."""
     for job_id, seqs in facts.rows(
@@ -241,97 +259,16 @@ def writers(facts: Manifest) -> Iterator[Finding]:
 
 def unanswered(lake: Lake, facts: Manifest) -> Iterator[Finding]:
     """10: every committed job has its receipt, or lies in ready/, where the writer will find it."""
-    names = {entry.name for entry in lake.listing(JobState.COMMITTED)}
-    ready = {entry.name for entry in lake.listing(JobState.READY)}
+    names = {*lake.names(JobState.COMMITTED), *lake.names(JobState.READY)}
     for rows in facts.chunks("SELECT job_id, seq FROM jobs WHERE outcome = 'committed'"):
         for job_id, seq in rows:
-            if job_id not in names and job_id not in ready:
+            if job_id not in names:
                 where = str(lake.state_dir(JobState.COMMITTED) / job_id)
-                yield Finding(10, where, f"the receipt of commit {seq} is gone", _KEPT)
+                yield Finding(10, where, f"the receipt of commit {seq} is gone", KEPT)
 
 
-def answer(
-    lake: Lake, state: JobState, name: str, facts: Manifest, lying: dict[str, Path]
-) -> Iterator[Finding]:
-    """5: a directory with a verdict is the only one of it, and lies where the journal says.
-
-    `lying`: where each verdict was met so far.
-    """
-    path = lake.state_dir(state) / name
-    try:
-        verdict = Verdict.from_bytes((path / VERDICT).read_bytes())
-    except FileNotFoundError:
-        if path.is_dir() and state not in _ON_THEIR_WAY:
-            yield Finding(5, str(path), "answered without a verdict", _KEPT)
-        return
-    except (OSError, ValidationError) as error:
-        if state not in _ON_THEIR_WAY:  # else the writer sends it back to be judged again
-            yield Finding(5, str(path / VERDICT), f"unreadable: {_first_line(error)}", _KEPT)
-        return
-    other = lying.setdefault(verdict.verdict_id, path)
-    if other != path and other.exists() and path.exists():
-        message = f"the same submission lies in {other} too"
-        yield Finding(5, str(path), message, "Keep the one that the journal speaks of.")
-    if state not in _ON_THEIR_WAY:
-        yield from _second_names(lake, path, verdict)
-        yield from _document(path, state, verdict, facts)
-
-
-def _second_names(lake: Lake, path: Path, verdict: Verdict) -> Iterator[Finding]:
-    """2: no file of an answered job is a second name of an object, through which to change it."""
-    for artifact in verdict.artifacts:
-        with suppress(FileNotFoundError):
-            if (path / artifact.relpath).samefile(lake.object_path(artifact.sha256)):
-                message = f"a second name of the object {artifact.sha256}"
-                yield Finding(2, str(path / artifact.relpath), message, "Remove this name.")
-
-
-def _document(path: Path, state: JobState, verdict: Verdict, facts: Manifest) -> Iterator[Finding]:
-    """10: receipt or reason say what the journal says."""
-    rejected = state is JobState.REJECTED
-    document = path / (REJECT_REASON if rejected else RECEIPT)
-    model: type[Receipt | RejectReason] = RejectReason if rejected else Receipt
-    try:
-        told = model.from_bytes(document.read_bytes())
-    except (OSError, ValidationError) as error:
-        yield Finding(10, str(document), f"unreadable: {_first_line(error)}", _KEPT)
-        return
-    known = facts.rows(_JOURNALED, (verdict.verdict_id,))
-    if not known:
-        if told.seq <= facts.applied[0]:  # else it was committed after we began
-            message = f"answered as of commit {told.seq}, but that is not in the journal"
-            yield Finding(5, str(path), message, "Submit the job again.")
-        return
-    ((outcome, seq, job_id, problems),) = known
-    if rejected != (outcome == Outcome.REJECTED):
-        yield Finding(5, str(path), f"the journal says {outcome}, in commit {seq}", _KEPT)
-    elif (told.job_id, told.seq, _content(told)) != (job_id, seq, _expected(facts, told, problems)):
-        yield Finding(10, str(document), f"differs from commit {seq} of the journal", _KEPT)
-
-
-_JOURNALED = """
-SELECT outcome, coalesce(first_seq, seq), job_id, problems_json FROM jobs WHERE verdict_id = ?
-"""
-_DELIVERED = """
-SELECT name, artifact_id, file_hash, content_hash, rows FROM run_artifacts
-WHERE job_id = ? AND seq = ? ORDER BY use_no
-"""
-
-
-def _content(told: Receipt | RejectReason) -> list[Any]:
-    if isinstance(told, RejectReason):
-        return [problem.model_dump() for problem in told.problems]
-    return [(a.name, a.artifact_id, a.file_hash, a.content_hash, a.rows) for a in told.artifacts]
-
-
-def _expected(facts: Manifest, told: Receipt | RejectReason, problems: str | None) -> list[Any]:
-    if isinstance(told, RejectReason):
-        found: list[Any] = json.loads(problems or "[]")
-        return found
-    return facts.rows(_DELIVERED, (told.job_id, told.seq))
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What fits into a finding."""
     return str(error).partition("\n")[0]
 
 
@@ -378,7 +315,7 @@ def stuck(lake: Lake, settings: Settings, facts: Manifest) -> Iterator[Finding]:
         return
     patience_s = max(settings.lineage_wait_s, settings.incomplete_after_s) + _SLACK_S
     newest_s = datetime.fromisoformat(newest[0][0]).timestamp()
-    for state in _ON_THEIR_WAY:
+    for state in ON_THEIR_WAY:
         for entry in lake.listing(state):
             path = lake.state_dir(state) / entry.name
             if state is JobState.STAGED and not (path / COMMIT).exists():
@@ -400,16 +337,19 @@ def links(lake: Lake, live: Manifest, *, whole: bool) -> Iterator[Finding]:
     """
     done = live.progress("links")
     changing = {row[0] for rows in live.chunks(_CHANGING, (done,) * 7) for row in rows}
-    owned: set[Path] = set()
+    strays = views.listing(lake)
+    none: set[str] = set()
     for rows in live.chunks(_ACTIVE):
         for kind, version, artifact_id, file_hash_text in rows:
-            path = lake.artifact_path(kind, version, artifact_id)
-            owned.add(path)
+            directory, name = lake.artifact_place(kind, version, artifact_id)
+            strays.get(directory, none).discard(name)
             if artifact_id not in changing:
-                yield from _shows(lake, path, file_hash_text, whole=whole)
-    for path in lake.artifact_links():
-        if path not in owned and _UUID.fullmatch(path.stem) and path.stem not in changing:
-            yield Finding(4, str(path), "a link of no active artifact", REBUILD)
+                yield from _shows(lake, f"{directory}/{name}", file_hash_text, whole=whole)
+    for directory, names in strays.items():
+        for name in names:
+            artifact_id = name.removesuffix(".parquet")
+            if _UUID.fullmatch(artifact_id) and artifact_id not in changing:
+                yield Finding(4, f"{directory}/{name}", "a link of no active artifact", RELINK)
 
 
 _ACTIVE = """
@@ -426,35 +366,29 @@ UNION SELECT artifact_id FROM artifact_facts WHERE file_hash IN (
 
 
 def trees(lake: Lake, live: Manifest) -> Iterator[Finding]:
-    """4: every use up to the commit that trees have come to is in its run's tree, with a sidecar."""
+    """4: every use up to the commit that trees have come to is in its run's tree."""
     done = live.progress("trees")
     for rows in live.chunks(_NEWEST_USES, (done,)):
-        for run_id, name, artifact_id, file_hash_text in rows:
-            yield from _shows(lake, lake.run_data_path(run_id, name), file_hash_text, whole=True)
-            sidecar = lake.sidecar_path(artifact_id)
-            if not sidecar.exists():
-                yield Finding(4, str(sidecar), "the sidecar is missing", REBUILD)
+        for run_id, name, file_hash_text in rows:
+            place = f"{lake.run_place(run_id, name)}/{DATA}"
+            yield from _shows(lake, place, file_hash_text, whole=True)
 
 
 _NEWEST_USES = """
-SELECT run_id, name, artifact_id, file_hash FROM run_artifacts u
+SELECT run_id, name, file_hash FROM run_artifacts u
 WHERE seq <= ? AND use_no = (
   SELECT max(use_no) FROM run_artifacts n WHERE n.run_id = u.run_id AND n.name = u.name)
 """
 
 
-def _shows(lake: Lake, path: Path, file_hash_text: str, *, whole: bool) -> Iterator[Finding]:
-    """Whether a view's file is the object, or a copy of it."""
-    source = lake.object_path(file_hash_text.removeprefix("sha256:"))
-    if not source.exists():
-        return  # told as 1
-    if not path.exists():
-        yield Finding(4, str(path), "the link is missing", REBUILD)
-    elif not path.samefile(source):
-        seen = path.stat()
-        differs = seen.st_size != source.stat().st_size or seen.st_nlink > 1  # no copy of ours
-        if differs or (whole and file_hash(path) != file_hash_text):
-            yield Finding(4, str(path), "the link shows other bytes than the object", REBUILD)
+def _shows(lake: Lake, place: str, file_hash_text: str, *, whole: bool) -> Iterator[Finding]:
+    """Whether a view's file is the object, or a copy of it; a missing object was told as 1."""
+    source = lake.object_place(file_hash_text.removeprefix("sha256:"))
+    try:
+        if not views.shows(source, place, whole=whole):
+            yield Finding(4, place, "the link shows other bytes than the object", RELINK)
+    except FileNotFoundError:
+        yield Finding(4, place, "the link is missing", RELINK)
 
 
 # ── 9: what readers open ──────────────────────────────────────────────────────────────────────
@@ -476,7 +410,7 @@ def exports(lake: Lake, *, whole: bool) -> Iterator[Finding]:
         except FileNotFoundError:
             continue
         except (OSError, pa.ArrowException) as error:
-            yield Finding(9, str(path), f"unreadable: {_first_line(error)}", "Run `bus export`.")
+            yield Finding(9, str(path), f"unreadable: {first_line(error)}", "Run `bus export`.")
             continue
         expected = rows.get(path.stem)
         if expected is not None and expected != found:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ VERDICT = "verdict.json"
 RECEIPT = "receipt.json"
 REJECT_REASON = "REJECT_REASON.json"
 CHECKPOINT = "checkpoint.json"
-#: What a request to rebuild says when no checkpoint is to be relied on.
-FROM_JOURNAL = b"from the journal"
+DATA = "data.parquet"
+SCHEMA = "schema.json"
+META = "meta.json"
 OLD = ".bus-old"
 #: Names in a job directory that belong to the bus; a producer's own are moved aside unread.
 OUR_NAMES = (VERDICT, RECEIPT, REJECT_REASON)
@@ -44,6 +46,26 @@ _STATE_DIRECTORIES = {
 _STAGING = ".staging-"
 _ID = re.compile(ID_PATTERN)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+class Remake(IntEnum):
+    """What the writer may be asked to make again; each is more than the one before."""
+
+    LINKS = 1
+    VIEWS = 2
+    FROM_JOURNAL = 3
+
+    @property
+    def words(self) -> str:
+        """As people say it."""
+        return _REMAKES[self]
+
+
+_REMAKES = {
+    Remake.LINKS: "make links and trees again",
+    Remake.VIEWS: "rebuild every view",
+    Remake.FROM_JOURNAL: "rebuild every view from record 1 of the journal",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +232,13 @@ class Lake:
         found.sort(key=lambda w: (w.changed_at_s, w.name))
         return found
 
+    def names(self, state: JobState) -> list[str]:
+        """The jobs in `state`, in no order; there may be a million."""
+        return [name for name in os.listdir(self.state_dir(state)) if name[0] != "."]
+
     def count(self, state: JobState) -> int:
         """How many jobs are in `state`."""
-        return sum(not name.startswith(".") for name in os.listdir(self.state_dir(state)))
+        return len(self.names(state))
 
     def has_any(self, state: JobState) -> bool:
         """Whether any job is in `state`; looks no further than the first."""
@@ -359,11 +385,11 @@ class Lake:
 
     def run_meta_path(self, run_id: str) -> Path:
         """`store/runs/<run_id>/meta.json`."""
-        return self.run_tree(run_id) / "meta.json"
+        return self.run_tree(run_id) / META
 
     def run_data_path(self, run_id: str, name: str) -> Path:
         """`store/runs/<run_id>/artifacts/<name>/data.parquet`."""
-        return Path(self.run_place(run_id, name)) / "data.parquet"
+        return Path(self.run_place(run_id, name)) / DATA
 
     def run_place(self, run_id: str, name: str) -> str:
         """The directory of what a run delivered under one name, as text."""
@@ -371,7 +397,7 @@ class Lake:
 
     def run_schema_path(self, run_id: str, name: str) -> Path:
         """`schema.json` beside the data."""
-        return self.run_data_path(run_id, name).with_name("schema.json")
+        return self.run_data_path(run_id, name).with_name(SCHEMA)
 
     def export_path(self, name: str) -> Path:
         """`exports/<name>.parquet`."""
@@ -416,9 +442,15 @@ class Lake:
         """A file whose presence asks the running writer to rebuild every view."""
         return self.run / "rebuild.request"
 
-    def asked_to_rebuild(self) -> bytes | None:
-        """What the request says; None without one."""
+    def ask_for(self, what: Remake) -> None:
+        """Leave a request; one for more that lies there stays."""
+        if (asked := self.asked_for()) is None or asked < what:
+            disk.replace_view(self.rebuild_request, what.name.encode())
+
+    def asked_for(self) -> Remake | None:
+        """What the request says (every view, when it says nothing); None without one."""
         try:
-            return self.rebuild_request.read_bytes()
+            asked = self.rebuild_request.read_bytes()
         except FileNotFoundError:
             return None
+        return next((what for what in Remake if what.name.encode() == asked), Remake.VIEWS)

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 7
 
 
+#: Where the first page tells how the file is written and read, and the highest that there is.
+_FORMAT, _NEWEST_FORMAT = slice(18, 20), 2
+
+
 @cache
 def statement(name: str, file: str = "manifest.sql") -> str:
     """One named statement (or script) of manifest.sql, or of another file of such."""
@@ -95,6 +99,8 @@ class Manifest:
         Raises `BrokenManifestError`; so does every other method that meets damage.
         """
         disk.remove(lake.manifest_begun)  # by a rebuild that died
+        if cls.keeps_writers_out(lake):
+            raise BrokenManifestError("its first page keeps writers out")
         db = sqlite3.connect(lake.manifest_db, isolation_level=None, check_same_thread=False)
         manifest = cls(db)
         try:
@@ -206,6 +212,18 @@ class Manifest:
         return cls(sqlite3.connect(uri, uri=True, check_same_thread=False))
 
     @staticmethod
+    def keeps_writers_out(lake: Lake) -> bool:
+        """Whether the first page asks for a newer SQLite: who believes it reads and never writes.
+
+        No other part of the file shows that. Ask before it is opened, not while.
+        """
+        try:
+            with lake.manifest_db.open("rb") as file:
+                return max(file.read(_FORMAT.stop)[_FORMAT], default=0) > _NEWEST_FORMAT
+        except OSError:
+            return False
+
+    @staticmethod
     def delete(lake: Lake) -> None:
         """Remove the view's files; the next `open` starts from nothing."""
         for suffix in ("", "-wal", "-shm"):
@@ -284,6 +302,12 @@ class Manifest:
         """How far a view behind this one has come."""
         found = self.rows("SELECT seq FROM progress WHERE view = ?", (view,))
         return found[0][0] if found else 0
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with the file as such: its structure, its indexes. Reads all of it."""
+        for (fault,) in self.rows("PRAGMA integrity_check(3)"):
+            if fault != "ok":
+                yield str(fault)
 
     # ── applying commits ──────────────────────────────────────────────────────────────────────
 

@@ -6,10 +6,13 @@ commit which that view says it has come to: a working bus need not stand still f
 
 from __future__ import annotations
 
+import os
+import time
 from contextlib import closing
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from bus import views
 from bus.catalog import DIGESTED, Catalog, connect_snapshot
 from bus.journal import GENESIS, Journal, in_chunks, reading_much
 from bus.lake import Lake
@@ -17,18 +20,21 @@ from bus.manifest import Manifest
 from bus.sqltypes import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     import duckdb
 
     from bus.journal import Commit
+    from bus.model import CommitRecord
     from bus.settings import Settings
     from bus.specs import Registry
 
 #: Hints where to go on with file views: not made from the journal.
 _NOT_FROM_THE_JOURNAL = {"progress"}
 _SHOWN = 3
+#: File systems tell times to a tick of the kernel.
+_TICK_NS = 20_000_000
 
 Row = tuple[Any, ...]
 
@@ -38,13 +44,13 @@ class Twin:
 
     def __init__(self, lake: Lake, folder: Path) -> None:
         self._lake = Lake(folder, lake.public_root)
-        self._lake.create()
+        self._lake.manifest_db.parent.mkdir()
         self._commits = Journal(lake).after(0, GENESIS)
         self._ahead: Commit | None = None
         self.manifest = Manifest.begin(self._lake)
 
     def close(self) -> None:
-        """Close the manifest; the directory is the caller's."""
+        """Close the manifest; the folder is the caller's."""
         self.manifest.close()
 
     def grow(self, seq: int | None, look: Callable[[Commit], None] = lambda _: None) -> None:
@@ -84,10 +90,13 @@ class Twin:
                     yield f"view {name} has another text"
 
 
-_VIEWS = (
-    "SELECT schema_name || '.' || view_name, sql FROM duckdb_views() "
-    "WHERE schema_name IN ('catalog', 'canon')"
-)
+_VIEWS = """
+SELECT schema_name || '.' || view_name, sql FROM duckdb_views()
+WHERE schema_name IN ('catalog', 'canon')
+UNION ALL
+SELECT schema_name || '.' || function_name, macro_definition FROM duckdb_functions()
+WHERE schema_name = 'catalog'
+"""
 
 
 def _digest(db: duckdb.DuckDBPyConnection, name: str) -> list[Any]:
@@ -115,9 +124,53 @@ def _told(table: str, extra: Sequence[Any], missing: Sequence[Any]) -> str:
     return f"{table} has {' and '.join(parts) or 'repeated rows'}"
 
 
-def manifest_differences(live: Manifest, rebuilt: Manifest) -> Iterator[str]:
-    """Every table whose rows are not those of the rebuilt one, and some of the rows."""
-    tables = sorted({*_tables(live), *_tables(rebuilt)})
+class TreeDocuments:
+    """Sidecars and the documents of run trees, held against what the journal says they must be.
+
+    `until`: the commit up to which they are known to be written. Show it every record in order;
+    memory is needed only for what is wrong, or is said otherwise by a later commit.
+    """
+
+    def __init__(self, lake: Lake, until: int) -> None:
+        self._lake = lake
+        self._until = until
+        self._began_ns = time.time_ns() - _TICK_NS
+        self._wrong: dict[str, int] = {}
+
+    def look(self, record: CommitRecord) -> None:
+        """Compare what one commit says of them."""
+        for place, data in views.documents(self._lake, record):
+            if _bytes_of(place) == data:
+                self._wrong.pop(place, None)
+            elif record.seq <= self._until:
+                self._wrong[place] = record.seq
+
+    def differences(self) -> Iterator[tuple[str, str]]:
+        """Place and what is wrong there; what was written since we began is as new as can be."""
+        for place, seq in self._wrong.items():
+            try:
+                if os.stat(place).st_mtime_ns < self._began_ns:  # noqa: PTH116 - texts: a million
+                    yield place, f"differs from what commit {seq} says"
+            except FileNotFoundError:
+                yield place, "the document is missing"
+
+
+def _bytes_of(place: str) -> bytes | None:
+    try:
+        with open(place, "rb") as file:  # noqa: PTH123 - as above
+            return file.read()
+    except OSError:
+        return None
+
+
+def manifest_differences(
+    live: Manifest, rebuilt: Manifest, *, but: Collection[str] = ()
+) -> Iterator[str]:
+    """Every table (`but` those) whose rows are not those of the rebuilt one, and some of the rows."""
+    ours, theirs = (set(manifest.rows(_SCHEMA)) for manifest in (live, rebuilt))
+    if ours != theirs:
+        yield _told("the schema", sorted(ours - theirs), sorted(theirs - ours))
+    tables = sorted({*_tables(live), *_tables(rebuilt)}.difference(but))
     for table in tables:
         for manifest, missing in ((live, "is missing"), (rebuilt, "is none of ours")):
             if table not in _tables(manifest):
@@ -126,6 +179,10 @@ def manifest_differences(live: Manifest, rebuilt: Manifest) -> Iterator[str]:
         else:
             if (difference := _table_difference(table, live, rebuilt)) is not None:
                 yield difference
+
+
+#: Where a table lies in the file is its own affair.
+_SCHEMA = "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master"
 
 
 def _tables(manifest: Manifest) -> set[str]:

@@ -1,12 +1,13 @@
 """What may be done about the findings of a verification: nothing that could lose anything.
 
-Damage is told to the writer by a job, as everything that changes the catalog is: `mark_damaged` for
-objects whose bytes are gone or changed, `restore` for those that are back. It looks again itself.
+Views are made again by the writer, on request; a wrong checkpoint is removed; leftovers that nobody
+touched for a day go. Damage is told to the writer by a job, as everything that changes the catalog
+is: `mark_damaged` for objects whose bytes are gone or changed, `restore` for those that are back. It
+looks again itself.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,29 @@ from typing import TYPE_CHECKING, Any
 from bus import disk
 from bus.errors import Unavailable
 from bus.hashing import file_hash
-from bus.invariants import MAKE_READ_ONLY, REBUILD, RESTORE
+from bus.intake import Intake, clean
+from bus.invariants import (
+    MAKE_READ_ONLY,
+    REBUILD,
+    RECORD_READ_ONLY,
+    RELINK,
+    REMAKE,
+    RESTORE,
+    RETRACT,
+)
+from bus.lake import Remake
 from bus.manifest import Manifest
+from bus.model import JobState
 from bus.staging import Staging
 from bus.standing import is_whole
+from bus.writer import Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bus.lake import Lake
+    from bus.settings import Settings
+    from bus.specs import Registry
     from bus.verify import Report
 
 _RUN_ID = "maintenance"
@@ -28,29 +45,68 @@ _PRODUCER = "bus.verify"
 _KIND = "maintenance"
 #: Said of one object at most.
 _FOUND_CHARACTERS = 500
+#: What the writer is asked for, by the fix that a finding names.
+_ASKED = {RELINK: Remake.LINKS, REBUILD: Remake.VIEWS, REMAKE: Remake.FROM_JOURNAL}
+_ON_THEIR_WAY = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
+#: Another writer's lock is waited for this long.
+_LOCK_WAIT_S = 10.0
 
 
 def mend(lake: Lake, report: Report) -> list[str]:
-    """Do what cannot lose anything; each deed in words. Damaged objects are told to the writer.
-
-    Objects whose bytes are right become read-only again, and the writer is asked for a rebuild
-    where a view is wrong.
-    """
-    done: list[str] = []
-    for path in dict.fromkeys(Path(f.where) for f in report.findings if f.fix == MAKE_READ_ONLY):
-        if file_hash(path) != f"sha256:{path.stem}":
-            continue
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            done += [f"made {path} read-only"] if disk.make_read_only(fd) else []
-        finally:
-            os.close(fd)
-    if any(finding.fix == REBUILD for finding in report.findings):
-        disk.write_plain(lake.rebuild_request, b"")
-        done.append("asked the writer to rebuild every view")
+    """Do what cannot lose anything; each deed in words. The rest is left to the writer (`finish`)."""
+    done = [*_read_only_again(report), *_retracted(report)]
+    if removed := clean(lake):
+        done.append(f"removed {removed} leftovers that nobody had touched for a day")
+    if asked := [_ASKED[finding.fix] for finding in report.findings if finding.fix in _ASKED]:
+        lake.ask_for(max(asked))
+        done.append(f"asked the writer to {max(asked).words}")
     if job_id := tell_of_damage(lake, report):
         done.append(f"told the writer which objects are damaged, or back: job {job_id}")
     return done
+
+
+def _read_only_again(report: Report) -> Iterator[str]:
+    """Objects whose bytes are right, and records that nothing else is said of."""
+    wrong = {finding.where for finding in report.findings if finding.invariant == 3}  # noqa: PLR2004 - the chain
+    for finding in report.findings:
+        path = Path(finding.where)
+        if finding.fix == MAKE_READ_ONLY:
+            right = file_hash(path) == f"sha256:{path.stem}"
+        else:
+            right = finding.fix == RECORD_READ_ONLY and finding.where not in wrong
+        if right and disk.freeze(path):
+            yield f"made {path} read-only"
+
+
+def _retracted(report: Report) -> Iterator[str]:
+    for where in dict.fromkeys(f.where for f in report.findings if f.fix == RETRACT):
+        disk.remove_tree(Path(where))
+        yield f"removed the checkpoint {where}"
+
+
+def finish(lake: Lake, settings: Settings, registry: Registry) -> list[str]:
+    """Where no bus runs: be its validator and writer until nothing waits; each deed in words.
+
+    Jobs that somebody left half done are finished, and what `mend` asked for is done. Raises
+    `LakeBusy` (E503) when another writer holds the lake.
+    """
+    jobs = 0
+    with Writer.open(lake, settings, registry, wait_s=_LOCK_WAIT_S) as writer:
+        asked = lake.asked_for()
+        while True:
+            more = Intake(lake, settings, registry).drain().more
+            drained = writer.drain()
+            jobs += drained.jobs
+            if not (more or drained.more):
+                break
+    done = [f"did it: {asked.words}"] if asked else []
+    return [*done, f"committed and answered {jobs} jobs that waited"] if jobs else done
+
+
+def is_at_rest(lake: Lake) -> bool:
+    """Whether nothing waits for a validator or a writer."""
+    waiting = any(lake.has_any(state) for state in _ON_THEIR_WAY)
+    return not waiting and lake.asked_for() is None
 
 
 def tell_of_damage(lake: Lake, report: Report) -> str | None:

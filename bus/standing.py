@@ -104,10 +104,7 @@ def is_whole(lake: Lake, sha256: str) -> bool:
 def follow(lake: Lake, record: CommitRecord, manifest: Manifest) -> None:
     """Objects that this commit calls damaged go to quarantine, those that are back are shown."""
     for sha256 in _marked(record):
-        _set_aside(lake, sha256)
-        for path in views.places(lake, manifest, f"sha256:{sha256}"):
-            if not lake.object_path(sha256).exists():
-                disk.remove(path)
+        _withdraw(lake, manifest, sha256)
     for (file_hash_text,) in manifest.named("ended_damage", (record.seq,)):
         source = lake.object_path(file_hash_text.removeprefix("sha256:"))
         if source.exists():
@@ -120,7 +117,15 @@ def set_aside_damaged(lake: Lake, manifest: Manifest) -> None:
     for (file_hash_text,) in manifest.rows(
         "SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL"
     ):
-        _set_aside(lake, file_hash_text.removeprefix("sha256:"))
+        _withdraw(lake, manifest, file_hash_text.removeprefix("sha256:"))
+
+
+def _withdraw(lake: Lake, manifest: Manifest, sha256: str) -> None:
+    """Into quarantine/ with a damaged object, and away with what shows it."""
+    _set_aside(lake, sha256)
+    if not lake.object_path(sha256).exists():
+        for path in views.places(lake, manifest, f"sha256:{sha256}"):
+            disk.remove(path)
 
 
 def _marked(record: CommitRecord) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from pydantic_core import to_json
 
 from bus import disk
 from bus.hashing import file_hash
+from bus.lake import DATA, META, SCHEMA
 from bus.model import Outcome, Supersede, Tombstone
 
 if TYPE_CHECKING:
@@ -95,27 +97,66 @@ def replace_link(source: Path, target: Path) -> None:
 
 
 def build_trees(lake: Lake, record: CommitRecord) -> Iterator[None]:
-    """Sidecars and run trees of one commit; yields after each file so that a caller may pause.
-
-    Where jobs of the commit give a run the same name, only the newest is made: it is what shows.
-    """
-    jobs = [job for job in record.jobs if job.outcome is Outcome.COMMITTED]
-    for job in {job.run_id: job for job in jobs}.values():
-        _write_run_meta(lake, job)
+    """Sidecars and run trees of one commit; yields after each file so that a caller may pause."""
+    for place, data in documents(lake, record):
+        _write_document(place, data)
         yield
-    delivered = [(job, artifact) for job in jobs for artifact in job.artifacts]
-    for job, artifact in delivered:
-        if artifact.decision != "deduped":
-            _write_sidecar(lake, record, job, artifact)
-            yield
-    for job, artifact in {(j.run_id, a.name): (j, a) for j, a in delivered}.values():
+    for job, artifact in _shown(_delivered(record)):
         _link_into_run(lake, job, artifact)
         yield
 
 
-def _write_run_meta(lake: Lake, job: JobRecord) -> None:
-    path = lake.run_meta_path(str(job.run_id))
-    path.parent.mkdir(parents=True, exist_ok=True)
+def documents(lake: Lake, record: CommitRecord) -> Iterator[tuple[str, bytes]]:
+    """Path and bytes of every document of sidecars and run trees as of one commit.
+
+    A later commit may say otherwise of the same path.
+    """
+    jobs = [job for job in record.jobs if job.outcome is Outcome.COMMITTED]
+    for job in {job.run_id: job for job in jobs}.values():
+        yield f"{lake.run_tree(str(job.run_id))}/{META}", _run_meta(job)
+    delivered = _delivered(record)
+    for job, artifact in _new(delivered):
+        place = lake.sidecar_place(artifact.artifact_id)
+        yield place, _sidecar(lake, record, job, artifact)
+    for job, artifact in _new(_shown(delivered)):
+        yield f"{lake.run_place(str(job.run_id), artifact.name)}/{SCHEMA}", _schema(artifact)
+
+
+_Delivered = list[tuple["JobRecord", "ArtifactRecord"]]
+
+
+def _delivered(record: CommitRecord) -> _Delivered:
+    jobs = (job for job in record.jobs if job.outcome is Outcome.COMMITTED)
+    return [(job, artifact) for job in jobs for artifact in job.artifacts]
+
+
+def _shown(delivered: _Delivered) -> _Delivered:
+    """Where jobs of the commit give a run the same name, only the newest is made: it is what shows."""
+    return list(
+        {(job.run_id, artifact.name): (job, artifact) for job, artifact in delivered}.values()
+    )
+
+
+def _new(delivered: _Delivered) -> _Delivered:
+    return [(job, artifact) for job, artifact in delivered if artifact.decision != "deduped"]
+
+
+def _write_document(place: str, data: bytes) -> None:
+    directory, name = os.path.split(place)
+    # A run's own is written again as the run goes on, while people read it.
+    write = (
+        partial(disk.replace_view, Path(place))
+        if name == META
+        else partial(disk.write_plain, place)
+    )
+    try:
+        write(data)
+    except FileNotFoundError:
+        os.makedirs(directory, exist_ok=True)  # noqa: PTH103 - texts: there may be a million
+        write(data)
+
+
+def _run_meta(job: JobRecord) -> bytes:
     facts = {
         "run_id": job.run_id,
         "producer": job.producer,
@@ -123,31 +164,31 @@ def _write_run_meta(lake: Lake, job: JobRecord) -> None:
         "provenance": job.provenance,
         "meta": job.meta,
     }
-    disk.replace_view(path, to_json(facts))
+    return to_json(facts)
 
 
 def _link_into_run(lake: Lake, job: JobRecord, artifact: ArtifactRecord) -> None:
     run_id, name = str(job.run_id), artifact.name
     directory = lake.run_place(run_id, name)
-    made = _link(lake.object_place(artifact.sha256), directory, "data.parquet")
+    made = _link(lake.object_place(artifact.sha256), directory, DATA)
     if made is None:
         return
     if not made:
         data, source = lake.run_data_path(run_id, name), lake.object_path(artifact.sha256)
         if not data.samefile(source):
             replace_link(source, data)  # the run delivered this name again: the newest is shown
-    if artifact.decision != "deduped":
-        schema = {
-            "kind": artifact.kind,
-            "schema_version": artifact.schema_version,
-            "schema_hint": artifact.schema_hint,
-        }
-        disk.write_plain(f"{directory}/schema.json", _joined(schema, columns=artifact.columns))
 
 
-def _write_sidecar(
-    lake: Lake, record: CommitRecord, job: JobRecord, artifact: ArtifactRecord
-) -> None:
+def _schema(artifact: ArtifactRecord) -> bytes:
+    facts = {
+        "kind": artifact.kind,
+        "schema_version": artifact.schema_version,
+        "schema_hint": artifact.schema_hint,
+    }
+    return _joined(facts, columns=artifact.columns)
+
+
+def _sidecar(lake: Lake, record: CommitRecord, job: JobRecord, artifact: ArtifactRecord) -> bytes:
     facts = {
         "artifact_id": artifact.artifact_id,
         "kind": artifact.kind,
@@ -176,7 +217,7 @@ def _write_sidecar(
         "max_ts": artifact.max_ts,
     }
     whole = _joined(identity, columns=artifact.columns).decode()
-    disk.write_plain(lake.sidecar_place(artifact.artifact_id), _joined(facts, identity=whole))
+    return _joined(facts, identity=whole)
 
 
 def _joined(facts: dict[str, Any], **texts: str) -> bytes:
@@ -239,10 +280,11 @@ def _mended(source: str, target: str) -> bool:
     return False
 
 
-def shows(source: str, target: str) -> bool:
-    """Whether a view's file is the object, or a copy of it with the same bytes.
+def shows(source: str, target: str, *, whole: bool = True) -> bool:
+    """Whether a view's file is the object, or a copy of it; `whole`: with the same bytes.
 
-    True also where the object is missing: then nothing better is to be had.
+    True also where the object is missing: then nothing better is to be had. Raises
+    FileNotFoundError when only the view's file is.
     """
     try:
         wanted = os.stat(source)  # noqa: PTH116 - texts, as there may be a million
@@ -251,8 +293,9 @@ def shows(source: str, target: str) -> bool:
     found = os.stat(target)  # noqa: PTH116 - likewise
     if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
         return True
-    is_a_copy = found.st_nlink == 1 and found.st_size == wanted.st_size
-    return is_a_copy and file_hash(source) == file_hash(target)
+    if found.st_nlink > 1 or found.st_size != wanted.st_size:
+        return False  # links run out before copies are made, and a copy has one name
+    return not whole or file_hash(source) == file_hash(target)
 
 
 def take(work: Iterator[None], steps: int) -> bool:

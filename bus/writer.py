@@ -26,7 +26,7 @@ from bus.checkpoints import Checkpointer
 from bus.decisions import brought, decide
 from bus.errors import Code, LakeBusy
 from bus.journal import Journal, NumberTakenError, in_chunks, reading_much
-from bus.lake import FROM_JOURNAL, MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT
+from bus.lake import MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT, Remake
 from bus.manifest import BrokenManifestError, StaleManifestError
 from bus.model import (
     CommitRecord,
@@ -548,8 +548,11 @@ class Writer:
 
     def _mend_views(self) -> None:
         """Somebody deleted the manifest under us, or asked for a rebuild: make it again."""
-        if (asked := self._lake.asked_to_rebuild()) is not None:
-            self.rebuild(from_journal=asked == FROM_JOURNAL)
+        if asked := self._lake.asked_for():
+            if asked is Remake.LINKS:
+                self._match_links(whole=True)
+            else:
+                self.rebuild(from_journal=asked is Remake.FROM_JOURNAL)
             disk.remove(self._lake.rebuild_request)
         elif not self._lake.manifest_db.exists():
             log.warning("manifest_rebuilt", reason="the file was deleted")

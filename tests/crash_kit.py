@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from bus import disk, exports, verify as verify_module, writer as writer_module
+from bus import checkpoints, disk, exports, verify as verify_module, writer as writer_module
 from bus.catalog import published_seq
 from bus.intake import clean
 from bus.model import JobState
@@ -110,6 +110,7 @@ def _work(scene: Scene, jobs: tuple[Job, ...], crash: str) -> None:
     disk._crash_at, disk._crash_countdown = name, int(nth or 1)
     if scene.light:
         vars(writer_module)["Catalog"] = LightCatalog
+    vars(checkpoints)["_SPARE_BYTES"] = 0  # a lake may lie on a tiny disk of its own
     pipe = scene.pipe()
     for job in jobs:
         job.submit(pipe)

@@ -51,7 +51,7 @@ LAYERS = (
     *("journal", "manifest", "present", "mutations", "decisions", "views", "standing", "answers"),
     *("sqltypes", "canon", "feed", "snapshot", "migrations", "catalog", "exports", "checkpoints"),
     "writer",
-    *("invariants", "rebuilt", "verify", "repair"),
+    *("damage", "invariants", "answered", "rebuilt", "verify", "repair"),
     # what people ask of it, and what they answer
     *("retry", "lookup", "versions", "pedigree", "lineage", "diff", "runbook"),
     # delivery: everything above runs without Celery and without Redis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bus.health import ExportHealth
     from bus.lake import Lake
     from bus.settings import Settings
+    from bus.specs import Registry
     from bus.verify import Finding, Level, Report
 
 _POLL_S = 0.05
@@ -132,11 +134,11 @@ def _ask_the_writer(
     lake: Lake, settings: Settings, timeout_s: float, *, from_journal: bool
 ) -> None:
     """Leave the request, ring, and wait until the writer has taken it away again."""
-    from bus import app, disk
-    from bus.lake import FROM_JOURNAL
+    from bus import app
+    from bus.lake import Remake
 
     app.use(settings)
-    disk.replace_view(lake.rebuild_request, FROM_JOURNAL if from_journal else b"")
+    lake.ask_for(Remake.FROM_JOURNAL if from_journal else Remake.VIEWS)
     deadline = time.monotonic() + timeout_s
     app.ring_writer(anyway=True)
     while lake.rebuild_request.exists():
@@ -182,13 +184,15 @@ def verify(
     quick: Switch = False,
     sample: int | None = None,
     repair: Switch = False,
+    progress: Switch = False,
     everywhere: Everywhere = HERE,
 ) -> Reply:
     """Check every invariant of the lake.
 
-    The journal's chain, identities, lineage, answers, every object's bytes, exports, and that the
-    views equal a rebuild. Changes nothing, and may run beside a working bus. Exit code 1 when
-    something is wrong; each finding says what to do. What is known as damaged already is counted,
+    The journal's chain, identities, lineage, answers, every object's bytes, exports, checkpoints, and
+    that the views equal a rebuild from record 1. Changes nothing, and may run beside a working bus.
+    Exit code 1 when something is wrong; each finding says what to do, and of damage also which
+    artifacts are on it and which were made from those. What is known as damaged already is counted,
     and is no finding.
 
     For example:
@@ -196,19 +200,23 @@ def verify(
         bus verify
         bus verify --quick
         bus verify --sample 1000 --json
+        bus verify --json --progress
         bus verify --repair
 
     Parameters
     ----------
     quick
-        Hash no object and rebuild no view.
+        Hash no object and rebuild no view: what exists, and the journal's chain.
     sample
         Hash only so many objects, chosen at random.
     repair
-        Then do what cannot lose anything: have wrong views rebuilt, make objects read-only again,
-        and tell the writer which objects are damaged, so that nobody starts from them, or are back.
+        Then do what cannot lose anything: have wrong views made again, links and trees made right,
+        wrong checkpoints and old leftovers removed, objects made read-only again, and the writer told
+        which objects are damaged, so that nobody starts from them, or are back. Where no bus runs,
+        this process does the writer's part, and finishes jobs that were left half done.
+    progress
+        Tell on stderr how far it is, once a second; with --json as JSON, one object a line.
     """
-    from bus.repair import mend
     from bus.specs import Registry
     from bus.verify import verify as check
 
@@ -218,29 +226,47 @@ def verify(
         raise Refused("a sample holds at least one object", code=Code.E103, where="--sample")
     lake, settings = everywhere.open()
     level: Level = "quick" if quick else "full" if sample is None else "sample"
+    registry = Registry.load(settings)
     report = check(
         lake,
         settings,
-        Registry.load(settings),
+        registry,
         level,
         sample_size=sample,
-        progress=_progress(),
+        progress=_progress(everywhere, wanted=progress),
     )
-    deeds = mend(lake, report) if repair else []
+    deeds = _repaired(lake, settings, registry, report) if repair else []
     data = report.as_dict() | {"ok": not report.findings, "lake": str(lake.root), "done": deeds}
     return Reply(data, lambda: _verified(report, deeds), int(bool(report.findings)))
 
 
-def _progress() -> Callable[[str, int, int], None]:
-    """Talk about long work once a second, when somebody watches."""
-    if not fancy(sys.stderr):
+def _repaired(lake: Lake, settings: Settings, registry: Registry, report: Report) -> list[str]:
+    import logging
+
+    from bus import disk, repair
+    from bus.process import configure_logging
+
+    deeds = repair.mend(lake, report)
+    if disk.is_locked(lake.seat_lock) or repair.is_at_rest(lake):
+        return deeds  # a running writer finds what it was asked for
+    configure_logging("repair", logging.WARNING)
+    return deeds + repair.finish(lake, settings, registry)
+
+
+def _progress(everywhere: Everywhere, *, wanted: bool) -> Callable[[str, int, int], None]:
+    """Talk about long work once a second, when somebody watches or has asked for it."""
+    if not wanted and not fancy(sys.stderr):
         return lambda *_: None
     next_s = time.monotonic() + _SAY_EVERY_S
 
     def talk(what: str, done: int, total: int) -> None:
         nonlocal next_s
-        if time.monotonic() >= next_s:
-            next_s = time.monotonic() + _SAY_EVERY_S
+        if time.monotonic() < next_s and not (wanted and done == total):
+            return
+        next_s = time.monotonic() + _SAY_EVERY_S
+        if everywhere.json:
+            print(json.dumps({"what": what, "done": done, "total": total}), file=sys.stderr)
+        else:
             say(f"{what}: {done:,} of {total:,}")
 
     return talk

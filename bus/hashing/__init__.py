@@ -56,7 +56,6 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -71,6 +70,7 @@ from bus.hashing.order import joined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = [
     "CHUNK_ROWS",
@@ -94,10 +94,14 @@ def file_hash(file: int | str | os.PathLike[str]) -> str:
     An open descriptor is read without being closed or moved; a path is opened and closed.
     """
     if not isinstance(file, int):
-        with Path(file).open("rb") as opened:
-            return file_hash(opened.fileno())
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return file_hash(fd)
+        finally:
+            os.close(fd)
     digest = hashlib.sha256()
-    block = bytearray(_BLOCK_BYTES)
+    # Most files are small, and clearing a large block costs more than reading them.
+    block = bytearray(min(os.fstat(file).st_size + 1, _BLOCK_BYTES))
     view = memoryview(block)
     position = 0
     while count := os.preadv(file, [block], position):

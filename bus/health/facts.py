@@ -67,7 +67,7 @@ class WriterHealth:
 class CatalogHealth:
     """How far the views are: the newest commit known to the manifest, and the snapshot's.
 
-    damaged: artifacts whose bytes are gone or changed, ``kind logical_key (artifact_id)``; at most 20.
+    damaged: artifacts whose bytes are gone or changed, ``kind logical_key (run/name, id)``; at most 20.
     """
 
     seq: int | None

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from bus import disk, lookup
+from bus import damage, disk, lookup
 from bus.broker import INGEST, WRITER, Broker, address, endpoint
 from bus.errors import BusError, Code, Refused, Unavailable
 from bus.health.facts import (
@@ -254,10 +254,7 @@ def _manifest(lake: Lake) -> tuple[int, str | None, list[str]]:
     with closing(manifest), suppress(BrokenManifestError):
         for row in manifest.rows(newest):
             seq, committed_at_utc = row
-        found = manifest.rows(
-            "SELECT artifact_type, logical_key, artifact_id FROM damaged LIMIT 20"
-        )
-        damaged = [f"{kind} {key} ({artifact_id})" for kind, key, artifact_id in found]
+        damaged = [str(artifact) for artifact in damage.known(manifest).artifacts]
     return seq, committed_at_utc, damaged
 
 

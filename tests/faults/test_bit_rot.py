@@ -17,8 +17,6 @@ from tests.pipeline import Pipeline, table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.campaign import Campaign
-
 EXPORTS = {"all": {"sql": "SELECT x FROM canon.signals ORDER BY x"}}
 
 
@@ -202,18 +200,3 @@ def test_whoever_dies_between_the_commit_and_the_quarantine_is_followed_by_one_w
     settle(pipe)
     assert not path.exists()
     assert problems(pipe) == []
-
-
-@pytest.mark.slow
-def test_every_single_flipped_bit_is_found_and_named(pipe: Pipeline, campaign: Campaign) -> None:
-    files = [*pipe.lake.all_objects(), *sorted(pipe.lake.journal.glob("*.json"))]
-    flips = campaign.size(short=6, long=3000)
-    for _ in range(flips):
-        path = campaign.chance.choice(files)
-        bit = campaign.chance.randrange(8 * path.stat().st_size)
-        flip(path, bit)
-        named = [finding for finding in problems(pipe) if path.name in finding.where]
-        assert named, f"bit {bit} of {path.name}"
-        flip(path, bit)
-    assert problems(pipe) == []
-    campaign.record(flips=flips, found=flips)

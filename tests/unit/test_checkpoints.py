@@ -178,6 +178,16 @@ def test_one_that_cannot_be_made_leaves_nothing_and_stops_nobody(
     assert list(pipe.lake.checkpoints.iterdir()) == []
 
 
+def test_none_is_made_where_it_would_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipeline(tmp_path, checkpoint_every=1)
+    room = shutil.disk_usage(tmp_path)._replace(free=1 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    commit(pipe, verdict("j1", A))
+    assert list(pipe.lake.checkpoints.iterdir()) == []
+
+
 # ── what for ─────────────────────────────────────────────────────────────────────────────────────
 
 
