@@ -104,11 +104,7 @@ def _values(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [] if value is None else _in_list(value)
-
-
-def _in_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [] if value is None else [value] if isinstance(value, str) else value
 
 
 Tags = Annotated[dict[Text, list[Text]], BeforeValidator(_values)]
@@ -224,7 +220,7 @@ class Unpin(Document):
 
     op: Literal["unpin"]
     pin: Id
-    target: Annotated[list[Text] | None, BeforeValidator(_in_list)] = None
+    target: Annotated[list[Text] | None, BeforeValidator(lambda v: v and _listed(v))] = None
 
 
 class MarkDamaged(Document):

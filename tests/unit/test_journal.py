@@ -212,7 +212,8 @@ def test_no_writer_starts_on_a_journal_that_a_newer_release_has_written(
     assert journal.check_gapless() == last
     assert pipe.state("next") is JobState.READY
     findings = verify(pipe.lake, pipe.settings, pipe.registry, "sample").findings
-    told = [f for f in findings if f.where == str(path)]
-    assert [(f.invariant, "is of version 2" in f.message, "Upgrade" in f.fix) for f in told] == [
-        (3, True, True)
-    ]
+    (told,) = (found for found in findings if found.where == str(path))
+    assert told.invariant == 3
+    if manifest != "there":  # else it is told that the record was edited since it was indexed
+        assert "is of version 2" in told.message
+        assert "Upgrade" in told.fix
