@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 9
 
 
 #: Where the first page tells how the file is written and read, and the highest that there is.
