@@ -133,7 +133,6 @@ class Staging:
             rows = write_parquet(
                 data, target, self.options, spec=spec, where=relpath, progress=self.progress
             )
-        disk.sync_file(target)
         entry = {
             "artifact_id": name or kind,
             "format": "parquet",
@@ -166,8 +165,10 @@ class Staging:
         data = manifest.to_bytes()
         digest = disk.sha256_of(data)
         marker = CommitMarker(manifest_sha256=digest, submission_id=secrets.token_hex(12))
-        disk.write_durable(self._path / MANIFEST, data)
-        disk.write_durable(self._path / COMMIT, marker.to_bytes())
+        disk.write_plain(self._path / MANIFEST, data)
+        disk.write_plain(self._path / COMMIT, marker.to_bytes())
+        relpaths = [entry["relpath"] for entry in self._entries]
+        disk.sync_files([self._path / name for name in (*relpaths, MANIFEST, COMMIT)])
         disk.crash_point("stage.manifest")
         try:
             waiting = self._publish(manifest)

@@ -158,6 +158,33 @@ def test_publishing_syncs_the_file_before_its_name_and_the_name_after(
     assert did == ["sync /temporary", "rename", "sync "]
 
 
+def test_many_files_are_each_synced_once_and_a_failure_of_one_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number:02d}" for number in range(40)]
+    for path in paths:
+        disk.write_plain(path, b"x")
+    real, told = os.fsync, []
+
+    def fsync(fd: int) -> None:
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
+        told.append(name)  # from several threads
+        if name == failing:
+            raise OSError(errno.EIO, "failed")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    opened, failing = len(os.listdir("/proc/self/fd")), ""
+    disk.sync_files(paths)
+    assert sorted(told) == [path.name for path in paths]
+    told.clear()
+    failing = "03"
+    with pytest.raises(OSError, match="failed"):
+        disk.sync_files(paths)
+    assert told.count("03") == 1
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
 @pytest.mark.parametrize("name", ["write_durable", "sync_file", "sync_dir"])
 def test_a_failed_sync_is_raised_and_never_tried_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

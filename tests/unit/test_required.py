@@ -64,17 +64,18 @@ def test_a_disk_that_fails_in_the_middle_of_a_job_leaves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     bus = Bus(Settings.load(tmp_path / "lake"))
-    mine = tmp_path / "mine.parquet"
-    pq.write_table(pa.table({"x": [1]}), mine)
+    mine, other = tmp_path / "mine.parquet", tmp_path / "other.parquet"
+    for path in (mine, other):
+        pq.write_table(pa.table({"x": [1]}), path)
 
-    def full(_: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with bus.job(producer="tests", kind="signals") as job:
         job.add(mine, name="one", move=True)
         with monkeypatch.context() as patch:
-            patch.setattr(disk, "sync_file", full)
-            job.add(pa.table({"x": [2]}), name="two")
+            patch.setattr(disk, "copy_file", full)
+            job.add(other, name="two")
         job.add(pa.table({"x": [3]}), name="three")
     assert [warning.category for warning in recwarn] == [NotSubmitted]
     assert job.job.status is JobState.UNKNOWN
