@@ -381,8 +381,7 @@ class ArtifactFacts(Document):
 
     `columns` is ``[{name, type}]`` (Arrow type names); `column_stats` is
     ``[{name, nulls, min?, max?, nans?, truncated?}]``; `inputs` None means not declared.
-    `min_ts`/`max_ts` bound the spec's time column, as ISO 8601 UTC. `contract` is the fingerprint of
-    the contract that the table was held to; "" for none, None where an older validator does not say.
+    `min_ts`/`max_ts` bound the spec's time column (ISO 8601); `contract` is its fingerprint, or "".
     """
 
     name: Id
@@ -462,7 +461,7 @@ class ArtifactRecord(Document):
 
     `decision`: created (new identity), deduped (it existed; `mode` says by which hash), revived
     (it had been tombstoned or damaged). `inputs` and `supersedes` are resolved artifact ids.
-    `columns` and `column_stats` are those of `ArtifactFacts`, as JSON texts; so is `contract`.
+    `columns` and `column_stats` are those of `ArtifactFacts`, as JSON texts.
     """
 
     name: str
