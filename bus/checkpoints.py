@@ -8,7 +8,7 @@ rename, and is never changed. The newest two are kept.
 It is never relied on unseen: before a rebuild starts from one, its bytes are hashed, and record
 `seq` must be the one that the checkpoint speaks of. One with anything wrong is passed over, an older
 one is tried, and at last record 1. So nothing here is synced, and no commit depends on it: a power
-cut costs at most the newest one.
+cut costs at most the newest one, which the first writer after it takes away.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bus.manifest import SCHEMA_VERSION, BrokenManifestError, Manifest
 from bus.model import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from bus.journal import Journal
@@ -266,21 +266,26 @@ def _check_room(lake: Lake) -> None:
 
 
 class Checkpointer:
-    """Makes checkpoints for a writer, in a thread of its own, each when enough is new."""
+    """Looks after the checkpoints for a writer, in a thread of its own: makes them, when enough is new.
 
-    def __init__(self, lake: Lake, every: int) -> None:
+    `after_a_boot`: a power cut may have torn some, which go.
+    """
+
+    def __init__(self, lake: Lake, journal: Journal, every: int, *, after_a_boot: bool) -> None:
         self._lake = lake
+        self._journal = journal
         self._every = every
         self._thread: threading.Thread | None = None
         for draft in lake.checkpoint_drafts():
             disk.remove_tree(draft)  # by a writer that was killed
         self._held = max(map(self._entries, lake.checkpoint_seqs()), default=0)
+        if after_a_boot:
+            self._start(self._weed)
 
     def _entries(self, seq: int) -> int:
         try:
             found = read(self._lake, seq)
-        except UnusableError as reason:
-            _ignore(self._lake, seq, reason)
+        except UnusableError:  # told by whoever would use it
             return 0
         return found.entries if found.schema_version == SCHEMA_VERSION else 0
 
@@ -291,7 +296,10 @@ class Checkpointer:
         if new < max(self._every, entries * _NEW_SHARE) or self._is_at_work():
             return
         self._held = entries
-        self._thread = threading.Thread(target=self._make, name="checkpoint")
+        self._start(self._make)
+
+    def _start(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work, name="checkpoints")
         self._thread.start()
 
     def _is_at_work(self) -> bool:
@@ -303,7 +311,15 @@ class Checkpointer:
         except Exception as error:  # noqa: BLE001 - it is only a view: the next one will do
             log.warning("checkpoint_not_made", reason=str(error))
 
+    def _weed(self) -> None:
+        for seq in self._lake.checkpoint_seqs():
+            try:
+                verified(self._lake, self._journal, seq)
+            except (UnusableError, BrokenManifestError) as reason:
+                _ignore(self._lake, seq, reason)
+                disk.remove_tree(self._lake.checkpoint_path(seq))
+
     def close(self) -> None:
-        """Wait for the one that is being made."""
+        """Wait for what is being done."""
         if self._thread is not None:
             self._thread.join()

@@ -135,12 +135,15 @@ class Writer:
         self._journal.sweep()
         self._manifest = checkpoints.open_manifest(lake, self._journal)
         self._catch_up()
-        if lake.boot_of_views() != disk.boot_id():
+        after_a_boot = lake.boot_of_views() != disk.boot_id()
+        if after_a_boot:
             self._mend_files(whole=False)
         self._exports_dirty = self._manifest.progress("exports") < self.seq
         checkpoints.seed_catalog(lake, self._journal)
         self._catalog = Catalog.open(lake, settings, registry, self._manifest)
-        self._checkpointer = Checkpointer(lake, settings.checkpoint_every)
+        self._checkpointer = Checkpointer(
+            lake, self._journal, settings.checkpoint_every, after_a_boot=after_a_boot
+        )
 
     @classmethod
     def open(

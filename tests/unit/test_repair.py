@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bus import checkpoints, disk, repair
 from bus.cli import run
@@ -254,11 +255,15 @@ def test_every_fix_that_the_writer_can_make_is_asked_for() -> None:
 
 
 @pytest.fixture
-def bus(pipe: Pipeline, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any, str]]:
+def bus(
+    pipe: Pipeline, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, Any, str]]:
     """`bus COMMAND … --json`: exit code, what it answered, and its talk."""
+    monkeypatch.setattr("bus.process.configure_logging", lambda *_: None)  # of the whole process
 
     def call(*tokens: str) -> tuple[int, Any, str]:
-        code = run([*tokens, "--json", "--lake", str(pipe.lake.root)])
+        with capture_logs():
+            code = run([*tokens, "--json", "--lake", str(pipe.lake.root)])
         said = capsys.readouterr()
         return code, json.loads(said.out), said.err
 
