@@ -92,13 +92,11 @@ def _few(facts: Manifest, ids: str, values: Sequence[Any]) -> tuple[tuple[Artifa
 
 
 _DOWNSTREAM = """
-WITH RECURSIVE down(id) AS (
-  SELECT l.artifact_id FROM lineage_facts l JOIN artifact_facts a
-    ON l.input_artifact_id = a.artifact_id
-  WHERE l.ended_seq IS NULL AND {condition}
-  UNION SELECT l.artifact_id FROM lineage_facts l JOIN down ON l.input_artifact_id = down.id
-  WHERE l.ended_seq IS NULL)
-SELECT id FROM down
+WITH RECURSIVE down(node) AS (
+  SELECT e.node FROM artifact_facts a CROSS JOIN lineage_nodes n USING (artifact_id)
+  CROSS JOIN lineage_edges e ON e.input = n.node WHERE {condition}
+  UNION SELECT e.node FROM down d CROSS JOIN lineage_edges e ON e.input = d.node)
+SELECT artifact_id AS id FROM down CROSS JOIN lineage_nodes USING (node)
 """
 _DELIVERED = """
 SELECT u.artifact_id, u.kind, f.logical_key, u.run_id, u.name
