@@ -27,6 +27,7 @@ MEASUREMENTS = (
     "rebuild",
     "lineage",
     "verify",
+    "retention",
     "exports",
     "fsyncs",
     "diff",

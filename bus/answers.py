@@ -6,12 +6,16 @@ crash, and comes out the same.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from bus import disk
+from bus.errors import Unavailable
+from bus.journal import Journal
+from bus.manifest import BrokenManifestError, Manifest
 from bus.model import Outcome, Receipt, ReceiptArtifact, RejectReason
 
 if TYPE_CHECKING:
@@ -70,6 +74,33 @@ def reason(job: JobRecord, record: CommitRecord) -> RejectReason:
         rejected_at_utc=record.committed_at_utc,
         seq=record.seq,
     )
+
+
+def again(lake: Lake, job_id: str, submission_id: str | None) -> Receipt | RejectReason | None:
+    """The newest answer to a job (or to this submission of it), from the journal alone.
+
+    For jobs whose directories were discarded; None for one that the journal does not know.
+    """
+    try:
+        with closing(Manifest.read(lake)) as manifest:
+            found = manifest.rows(_ANSWERED, (job_id, submission_id, submission_id))
+    except (Unavailable, BrokenManifestError):
+        return None
+    for seq, first_seq, verdict_id in found:
+        commit, first = (Journal(lake).read(number) for number in (seq, first_seq or seq))
+        if commit is None or first is None:
+            return None
+        job = next(job for job in commit.record.jobs if job.verdict_id == verdict_id)
+        if job.outcome is Outcome.REJECTED:
+            return reason(job, commit.record)
+        return receipt(lake, job, first.record)
+    return None
+
+
+_ANSWERED = """
+SELECT seq, first_seq, verdict_id FROM jobs
+WHERE job_id = ? AND (? IS NULL OR submission_id = ?) ORDER BY job_no DESC LIMIT 1
+"""
 
 
 def event(job: JobRecord, record: CommitRecord) -> dict[str, Any]:

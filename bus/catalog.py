@@ -59,6 +59,8 @@ DIGESTED = (
     *(
         "tombstone_facts",
         "damage_facts",
+        "purge_facts",
+        "policy_facts",
         "alias_facts",
         "pin_facts",
         "identity_facts",
@@ -308,7 +310,9 @@ class Catalog:
     def _change_the_old(self, manifest: Manifest, low: int, artifact_no: int) -> None:
         """What commits after `low` changed about older rows."""
         for table in FACTS:
-            same = " AND ".join(f"f.{c}::VARCHAR = i.{c}" for c in table.identity)
+            same = " AND ".join(
+                f"f.{c}::VARCHAR IS NOT DISTINCT FROM i.{c}::VARCHAR" for c in table.identity
+            )
             self._take_in(
                 feed.arrow(table.columns, table.read_ended(manifest, low)),
                 f"UPDATE held.{table.name} f SET ended_seq = i.ended_seq FROM incoming i "  # noqa: S608 - our own names

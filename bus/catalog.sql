@@ -45,6 +45,10 @@ CREATE TABLE held.tombstone_facts(
   artifact_id UUID, reason VARCHAR, added_seq BIGINT, ended_seq BIGINT);
 CREATE TABLE held.damage_facts(
   file_hash VARCHAR, found VARCHAR, added_seq BIGINT, ended_seq BIGINT);
+CREATE TABLE held.purge_facts(
+  file_hash VARCHAR, reason VARCHAR, added_seq BIGINT, ended_seq BIGINT);
+CREATE TABLE held.policy_facts(
+  kind VARCHAR, keep_last BIGINT, keep_days BIGINT, added_seq BIGINT, ended_seq BIGINT);
 CREATE TABLE held.alias_facts(
   kind VARCHAR, alias VARCHAR, artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
 CREATE TABLE held.pin_facts(
@@ -104,6 +108,12 @@ SELECT artifact_id::UUID AS artifact_id, reason, added_seq, ended_seq FROM {inco
 -- name: pick_damage_facts
 SELECT file_hash, found, added_seq, ended_seq FROM {incoming}
 
+-- name: pick_purge_facts
+SELECT file_hash, reason, added_seq, ended_seq FROM {incoming}
+
+-- name: pick_policy_facts
+SELECT kind, keep_last, keep_days, added_seq, ended_seq FROM {incoming}
+
 -- name: pick_alias_facts
 SELECT kind, alias, artifact_id::UUID AS artifact_id, added_seq, ended_seq FROM {incoming}
 
@@ -119,6 +129,8 @@ CREATE VIEW catalog.tag_facts AS FROM held.tag_facts UNION ALL {tag_facts};
 CREATE VIEW catalog.supersede_facts AS FROM held.supersede_facts UNION ALL {supersede_facts};
 CREATE VIEW catalog.tombstone_facts AS FROM held.tombstone_facts UNION ALL {tombstone_facts};
 CREATE VIEW catalog.damage_facts AS FROM held.damage_facts UNION ALL {damage_facts};
+CREATE VIEW catalog.purge_facts AS FROM held.purge_facts UNION ALL {purge_facts};
+CREATE VIEW catalog.policy_facts AS FROM held.policy_facts UNION ALL {policy_facts};
 CREATE VIEW catalog.alias_facts AS FROM held.alias_facts UNION ALL {alias_facts};
 CREATE VIEW catalog.pin_facts AS FROM held.pin_facts UNION ALL {pin_facts};
 
@@ -158,6 +170,15 @@ SELECT DISTINCT u.artifact_id::VARCHAR AS artifact_id, u.kind, d.file_hash, d.fo
 FROM catalog.uses u JOIN catalog.damage_facts d ON u.file_digest = unhex(d.file_hash[-64:])
 WHERE d.ended_seq IS NULL;
 
+-- What stood on objects whose bytes were given up on purpose (`bus gc`).
+CREATE VIEW catalog.purged_v AS
+SELECT DISTINCT u.artifact_id::VARCHAR AS artifact_id, u.kind, p.file_hash, p.reason, p.added_seq
+FROM catalog.uses u JOIN catalog.purge_facts p ON u.file_digest = unhex(p.file_hash[-64:])
+WHERE p.ended_seq IS NULL;
+
+CREATE VIEW catalog.policies_f AS
+SELECT kind, keep_last, keep_days, added_seq FROM catalog.policy_facts WHERE ended_seq IS NULL;
+
 CREATE VIEW catalog.aliases_f AS
 SELECT kind, alias, artifact_id::VARCHAR AS artifact_id, added_seq
 FROM catalog.alias_facts WHERE ended_seq IS NULL;
@@ -175,7 +196,8 @@ CREATE VIEW catalog.withdrawn_v AS
 SELECT artifact_id FROM catalog.tombstone_facts WHERE ended_seq IS NULL
 UNION
 SELECT artifact_id FROM catalog.uses WHERE file_digest IN (
-  SELECT unhex(file_hash[-64:]) FROM catalog.damage_facts WHERE ended_seq IS NULL)
+  SELECT unhex(file_hash[-64:]) FROM catalog.damage_facts WHERE ended_seq IS NULL
+  UNION ALL SELECT unhex(file_hash[-64:]) FROM catalog.purge_facts WHERE ended_seq IS NULL)
 UNION
 SELECT artifact_id FROM catalog.identity_facts
 GROUP BY artifact_id HAVING count(*) = count(ended_seq);
@@ -205,6 +227,9 @@ SELECT {artifact},
            SELECT artifact_id FROM catalog.identity_facts WHERE added_seq <= as_of
            GROUP BY artifact_id HAVING count(*) = count(ended_seq) FILTER (ended_seq <= as_of))
            THEN 'unavailable'
+         WHEN file_digest IN (
+           SELECT unhex(file_hash[-64:]) FROM catalog.purge_facts
+           WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'purged'
          WHEN artifact_id IN (
            SELECT artifact_id FROM catalog.tombstone_facts
            WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'tombstoned'

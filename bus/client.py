@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from bus import provenance as code, shown, versions
 from bus.broker import Broker
 from bus.errors import Code, JobConflict, NotFound, Problem, Rejected, Unavailable, WaitTimeout
+from bus.keeping import Keeping
 from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
 from bus.lineage import Genealogy
 from bus.model import CommitMarker, JobState, Provenance, Receipt, RejectReason
@@ -63,7 +64,7 @@ def connect(root: str | Path | None = None) -> Bus:
     return Bus(Settings.load(root))
 
 
-class Bus(Changes["Job"], Genealogy):
+class Bus(Changes["Job"], Genealogy, Keeping["Job"]):
     """One lake, seen by a program outside. Threads and forked children may share it.
 
     `ring` tells the bus to look at a job, when not by the notify list; it must never raise.
@@ -252,8 +253,7 @@ class Bus(Changes["Job"], Genealogy):
 
     def find_job(self, job_id: str) -> Job:
         """The newest submission of that id. Raises `NotFound` (E511)."""
-        state = self.lake.state_of(job_id)
-        if state is JobState.UNKNOWN:
+        if Job(self, job_id).status is JobState.UNKNOWN:
             raise NotFound(f"no job {job_id[:160]!r} in this lake", where="job_id")
         return Job(self, job_id, submission_of(self.lake, job_id))
 
@@ -405,8 +405,11 @@ class Job:
 
     @property
     def status(self) -> JobState:
-        """Where the job is now."""
-        return self.bus.lake.state_of(self.job_id)
+        """Where the job is now; of one whose directory was discarded, how it ended."""
+        state = self.bus.lake.state_of(self.job_id)
+        if state is JobState.UNKNOWN and (known := self.answer()):
+            return JobState.COMMITTED if isinstance(known, Receipt) else JobState.REJECTED
+        return state
 
     def get(self, timeout: float | None = None) -> Receipt:
         """`wait` under the name that Celery's results use."""
@@ -439,9 +442,13 @@ class Job:
         return _receipt_or_raise(answer)
 
     def answer(self) -> Receipt | RejectReason | None:
-        """What lies in the job's directory: the answer to this submission, or None so far."""
+        """What lies in the job's directory: the answer to this submission, or None so far.
+
+        Of a job whose directory was discarded, it is told by the journal.
+        """
         lake = self.bus.lake
-        if self.submission_id is None and lake.state_of(self.job_id) in _PENDING:
+        state = lake.state_of(self.job_id)
+        if self.submission_id is None and state in _PENDING:
             return None
         newest: Receipt | RejectReason | None = None
         for state in _DONE:
@@ -454,6 +461,10 @@ class Job:
                         return found
                 elif newest is None or found.seq >= newest.seq:
                     newest = found
+        # A rejection may have been made good since by a receipt that was discarded before it.
+        if state not in _PENDING and not isinstance(newest, Receipt):
+            known = _from_journal(lake, self.job_id, self.submission_id)
+            newest = known if newest is None or (known and known.seq > newest.seq) else newest
         return newest
 
     def _is_mine(self, found: Receipt | RejectReason, directory: Path) -> bool:
@@ -517,6 +528,14 @@ def submission_of(lake: Lake, job_id: str) -> str | None:
         except (OSError, ValidationError):
             continue
     return None
+
+
+def _from_journal(
+    lake: Lake, job_id: str, submission_id: str | None
+) -> Receipt | RejectReason | None:
+    from bus import answers  # noqa: PLC0415 - brings sqlite3, and is seldom asked
+
+    return answers.again(lake, job_id, submission_id)
 
 
 def _read_answer(path: Path) -> Receipt | RejectReason | None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from bus import retention
 from bus.errors import Code, Problem, problem
 from bus.graph import Edges, way
 from bus.model import (
@@ -22,13 +23,14 @@ from bus.model import (
     Outcome,
     Pin,
     ProblemDoc,
+    Purge,
     artifact_id_of,
 )
 from bus.mutations import Mutations, cycle
 from bus.present import Known, Present
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from bus.manifest import Manifest
     from bus.model import ArtifactFacts, Mutation, Verdict
@@ -65,13 +67,22 @@ class _MissingError(Exception):
 
 
 def decide(
-    verdicts: Sequence[Verdict], manifest: Manifest, *, now: datetime, lineage_wait_s: float
+    verdicts: Sequence[Verdict],
+    manifest: Manifest,
+    *,
+    now: datetime,
+    lineage_wait_s: float,
+    spoken_of: Callable[[], Collection[str]] = tuple,
 ) -> Decisions:
     """Decide `verdicts` in order. None of them may be in the journal already.
 
     One that lacks references is decided again when later ones have brought them all, and refused
-    only when its time is over and the batch did not bring them.
+    only when its time is over and the batch did not bring them. One that purges is decided by
+    itself, for what keeps an object is seen by what is committed: it, or those after it, are left
+    for the next time. `spoken_of`: what jobs on their way speak of (`retention.spoken_of`).
     """
+    verdicts, purged = _up_to_a_purge(verdicts)
+    kept = retention.kept(manifest, purged, now, spoken_of) if purged else {}
     batch = _Batch(verdicts, manifest)
     decisions = Decisions()
     lacking: dict[str, _Lack] = {}
@@ -80,7 +91,7 @@ def decide(
     while to_decide:
         verdict = to_decide.popleft()
         waited_s = (now - datetime.fromisoformat(verdict.judged_at_utc)).total_seconds()
-        decider = _JobDecider(batch, verdict, patient=waited_s < lineage_wait_s)
+        decider = _JobDecider(batch, verdict, now, kept, patient=waited_s < lineage_wait_s)
         decided = decider.decide()
         if isinstance(decided, _Lack):
             lacking[verdict.job_id] = decided
@@ -100,6 +111,14 @@ def decide(
         else:
             decisions.records.append(lack.refusal)
     return decisions
+
+
+def _up_to_a_purge(verdicts: Sequence[Verdict]) -> tuple[Sequence[Verdict], list[str]]:
+    """The first job and what it purges, or those before one that purges."""
+    for number, verdict in enumerate(verdicts):
+        if purged := [m.object for m in verdict.mutations if isinstance(m, Purge)]:
+            return (verdicts[:number], []) if number else ([verdict], purged)
+    return verdicts, []
 
 
 def brought(record: JobRecord) -> set[str]:
@@ -193,7 +212,15 @@ def identity(facts: ArtifactFacts) -> str:
 class _JobDecider:
     """Decides one job; collects every problem and every missing reference on the way."""
 
-    def __init__(self, batch: _Batch, verdict: Verdict, *, patient: bool) -> None:
+    def __init__(
+        self,
+        batch: _Batch,
+        verdict: Verdict,
+        now: datetime,
+        kept: Mapping[str, str],
+        *,
+        patient: bool,
+    ) -> None:
         self._batch = batch
         self._verdict = verdict
         self._patient = patient
@@ -205,7 +232,7 @@ class _JobDecider:
         self._used: set[str] = set()
         self._inputs = Edges()
         self.present = batch.present.layer()
-        self._mutations = Mutations(self.present, self._problem)
+        self._mutations = Mutations(self.present, self._problem, now, kept)
 
     def decide(self) -> JobRecord | _Lack:
         """The record to commit, or what the job lacks."""

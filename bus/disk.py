@@ -50,6 +50,10 @@ CRASH_POINTS: dict[str, str] = {
     "views.published": "11: the snapshot is published, link trees are behind",
     "checkpoint.filled": "checkpoint: the views are copied into a draft, no document says so",
     "checkpoint.made": "checkpoint: it is there, older ones are too",
+    "purge.parted": "purge: run trees show the object no more, it is still in its place",
+    "purge.moved": "purge: the object lies in the trash, neither directory is synced",
+    "discard.moved": "discard: an answered job lies in the trash, others do not",
+    "trash.emptying": "trash: some of what is due is deleted, the rest is not",
     "export.built": "export: the temporary file is complete, not renamed",
 }
 
@@ -305,6 +309,22 @@ def remove_tree(path: Path) -> None:
     """Remove a directory and all in it; one that is not there is fine."""
     with suppress(FileNotFoundError):
         shutil.rmtree(path)
+
+
+def size_of(path: Path | str) -> int:
+    """Bytes of a file, or of all files below a directory; what vanishes meanwhile does not count."""
+    try:
+        if not os.path.isdir(path) or os.path.islink(path):
+            return os.lstat(path).st_size
+        with os.scandir(path) as entries:
+            return sum(
+                size_of(entry.path)
+                if entry.is_dir(follow_symlinks=False)
+                else entry.stat(follow_symlinks=False).st_size
+                for entry in entries
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def boot_id() -> str:

@@ -97,6 +97,7 @@ class Code(StrEnum):
     E510 = "E510"
     E511 = "E511"
     E512 = "E512"
+    E513 = "E513"
     E601 = "E601"
 
     @property
@@ -236,6 +237,10 @@ _CATALOGUE: dict[Code, tuple[str, str]] = {
     Code.E512: (
         "written by a newer release",
         "Upgrade Artifact Bus here to the release that wrote it; nothing was changed.",
+    ),
+    Code.E513: (
+        "backup or restore refused",
+        "Name a backup to read from, and an empty place, or a backup of this lake, to write to.",
     ),
     # E6xx: source data
     Code.E601: ("source data unreadable", "Correct the named line of the source file."),

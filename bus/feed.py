@@ -44,7 +44,7 @@ def statement(name: str) -> str:
 
 _INTEGERS = {
     *("use_no", "job_no", "artifact_no", "seq", "first_seq", "last_seq", "added_seq", "ended_seq"),
-    *("schema_version", "rows", "artifacts", "again", "ordinal"),
+    *("schema_version", "rows", "artifacts", "again", "ordinal", "keep_last", "keep_days"),
 }
 _MOMENTS = {
     *("created_at_utc", "first_seen_at", "last_seen_at", "ingested_at", "committed_at_utc"),
@@ -126,6 +126,8 @@ TABLES = (
     _facts("supersede_facts", "artifact_id", "supersedes_artifact_id"),
     _facts("tombstone_facts", "artifact_id", "reason"),
     _facts("damage_facts", "file_hash", "found"),
+    _facts("purge_facts", "file_hash", "reason"),
+    _facts("policy_facts", "kind", "keep_last", "keep_days"),
     _facts("alias_facts", "kind", "alias", "artifact_id"),
     _facts("pin_facts", "pin", "artifact_id"),
 )

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from bus import disk
 from bus.attempt import AttemptEndedError
 from bus.claims import MAX_ENDS, Claim, Record, claim_path, job_name
-from bus.lake import COMMIT, MANIFEST, OLD, OUR_NAMES, VERDICT
+from bus.lake import COMMIT, MANIFEST, OLD, OUR_NAMES, STALE_STAGING_S, VERDICT
 from bus.model import JobState, Verdict
 from bus.objects import ChangedError, Shelf, SyncError, synced
 from bus.readiness import LOOK_AGAIN_S, is_committed, wait_s
@@ -56,7 +56,6 @@ log = logging.getLogger(__name__)
 
 GROUP_JOBS = 8
 DUE_MAX = 1000
-STALE_STAGING_S = 24 * 3600.0
 #: A job whose predecessor of the same id waits for the writer is looked at again after this.
 _PREDECESSOR_S = 1.0
 #: A heavy job for which no child may be started now is looked at again after this.

@@ -81,6 +81,7 @@ class Finding:
 OBJECTS_IN_USE = """
 SELECT file_hash, size_bytes FROM objects
 WHERE file_hash NOT IN (SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL)
+  AND file_hash NOT IN (SELECT file_hash FROM purge_facts WHERE ended_seq IS NULL)
 ORDER BY file_hash
 """
 
@@ -151,12 +152,30 @@ def next_objects(lake: Lake, manifest: Manifest, size: int) -> list[tuple[str, s
     after = (
         "SELECT DISTINCT file_hash FROM artifact_facts "
         "WHERE ended_seq IS NULL AND file_hash > ? AND file_hash NOT IN ("
-        "SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL) ORDER BY file_hash LIMIT ?"
+        "SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL) AND file_hash NOT IN ("
+        "SELECT file_hash FROM purge_facts WHERE ended_seq IS NULL) ORDER BY file_hash LIMIT ?"
     )
     names = [name for (name,) in manifest.rows(after, (last, size))]
     if len(names) < size:
         names += [n for (n,) in manifest.rows(after, ("", size - len(names))) if n not in names]
     return [(name, lake.object_place(name.removeprefix("sha256:"))) for name in names]
+
+
+def purges(facts: Manifest) -> Iterator[Finding]:
+    """1: bytes are given up only of what was superseded or tombstoned."""
+    for kind, key, artifact_id in facts.rows(_PURGED_ACTIVE):
+        message = f"{kind} {key} was purged, and nothing had superseded or tombstoned it"
+        yield Finding(1, artifact_id, message, RESTORE)
+
+
+_PURGED_ACTIVE = """
+SELECT artifact_type, logical_key, artifact_id FROM artifact_facts a
+WHERE ended_seq IS NULL
+  AND file_hash IN (SELECT file_hash FROM purge_facts WHERE ended_seq IS NULL)
+  AND artifact_id NOT IN (
+    SELECT supersedes_artifact_id FROM supersede_facts WHERE ended_seq IS NULL)
+  AND artifact_id NOT IN (SELECT artifact_id FROM tombstone_facts WHERE ended_seq IS NULL)
+"""
 
 
 # ── 7 and 8: identities and references ────────────────────────────────────────────────────────
@@ -258,13 +277,22 @@ def writers(facts: Manifest) -> Iterator[Finding]:
 
 
 def unanswered(lake: Lake, facts: Manifest) -> Iterator[Finding]:
-    """10: every committed job has its receipt, or lies in ready/, where the writer will find it."""
+    """10: every committed job has its receipt, or lies in ready/, where the writer will find it.
+
+    But for those that were discarded, or not restored: the journal answers for them.
+    """
     names = {*lake.names(JobState.COMMITTED), *lake.names(JobState.READY)}
-    for rows in facts.chunks("SELECT job_id, seq FROM jobs WHERE outcome = 'committed'"):
+    for rows in facts.chunks(_WITH_RECEIPT, (lake.restored_at(),)):
         for job_id, seq in rows:
             if job_id not in names:
                 where = str(lake.state_dir(JobState.COMMITTED) / job_id)
                 yield Finding(10, where, f"the receipt of commit {seq} is gone", KEPT)
+
+
+_WITH_RECEIPT = """
+SELECT job_id, seq FROM jobs WHERE outcome = 'committed' AND committed_at_utc >= max(?, coalesce(
+  (SELECT max(before) FROM discard_facts WHERE jobs = 'committed'), ''))
+"""
 
 
 def first_line(error: Exception) -> str:
@@ -336,7 +364,7 @@ def links(lake: Lake, live: Manifest, *, whole: bool) -> Iterator[Finding]:
     where a link ran out of names and became a copy, its bytes are read.
     """
     done = live.progress("links")
-    changing = {row[0] for rows in live.chunks(_CHANGING, (done,) * 7) for row in rows}
+    changing = {row[0] for rows in live.chunks(_CHANGING, (done,) * 9) for row in rows}
     strays = views.listing(lake)
     none: set[str] = set()
     for rows in live.chunks(_ACTIVE):
@@ -361,7 +389,8 @@ SELECT artifact_id FROM artifact_facts WHERE added_seq > ? OR ended_seq > ?
 UNION SELECT supersedes_artifact_id FROM supersede_facts WHERE added_seq > ?
 UNION SELECT artifact_id FROM tombstone_facts WHERE added_seq > ? OR ended_seq > ?
 UNION SELECT artifact_id FROM artifact_facts WHERE file_hash IN (
-  SELECT file_hash FROM damage_facts WHERE added_seq > ? OR ended_seq > ?)
+  SELECT file_hash FROM damage_facts WHERE added_seq > ? OR ended_seq > ?
+  UNION ALL SELECT file_hash FROM purge_facts WHERE added_seq > ? OR ended_seq > ?)
 """
 
 
@@ -378,6 +407,7 @@ _NEWEST_USES = """
 SELECT run_id, name, file_hash FROM run_artifacts u
 WHERE seq <= ? AND use_no = (
   SELECT max(use_no) FROM run_artifacts n WHERE n.run_id = u.run_id AND n.name = u.name)
+  AND file_hash NOT IN (SELECT file_hash FROM purge_facts WHERE ended_seq IS NULL)
 """
 
 

@@ -197,7 +197,7 @@ def in_chunks(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
 
 @contextmanager
 def reading_much() -> Iterator[None]:
-    """For reading a whole journal: records hold no cycles, and looking for some costs a third."""
+    """For reading a whole journal, or as many rows: they hold no cycles; looking costs a third."""
     was_on = gc.isenabled()
     gc.disable()
     try:

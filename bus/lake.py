@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ from bus.model import ID_PATTERN, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import date
 
 MANIFEST = "manifest.json"
 COMMIT = "COMMIT"
@@ -36,6 +38,9 @@ OLD = ".bus-old"
 #: Names in a job directory that belong to the bus; a producer's own are moved aside unread.
 OUR_NAMES = (VERDICT, RECEIPT, REJECT_REASON)
 
+#: Staging that nobody touched for so long is abandoned.
+STALE_STAGING_S = 24 * 3600.0
+
 _STATE_DIRECTORIES = {
     JobState.STAGED: "inbox",
     JobState.VALIDATING: "work",
@@ -46,6 +51,7 @@ _STATE_DIRECTORIES = {
 _STAGING = ".staging-"
 _ID = re.compile(ID_PATTERN)
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_DAY = re.compile(r"^\d{4}-\d{2}-\d{2}$")
 
 
 class Remake(IntEnum):
@@ -102,6 +108,7 @@ class Lake:
         self.journal = self.store / "journal"
         self.checkpoints = self.store / "checkpoints"
         self.quarantine = self.store / "quarantine"
+        self.trash = self.store / "trash"  # a directory for each day on which something went there
         self.sidecars = self.store / "sidecars"
         self.run_trees = self.store / "runs"
         self.artifacts = self.root / "artifacts"
@@ -114,6 +121,8 @@ class Lake:
         self.export_builds = self.exports / ".builds"  # finished, waiting to be published
         self.export_lock = self.run / "exports.lock"  # held by whoever builds exports
         self.export_status_lock = self.run / "export-status.lock"
+        self.backup_note = self.root / "backup.json"  # in a backup: up to which commit it goes
+        self.backup_lock = self.root / ".backup.lock"  # held by whoever writes to it
         self.cache = self.root / "cache"
         self.structured_runs = self.root / "runs"
         self.coverage = self.root / "coverage"
@@ -129,6 +138,7 @@ class Lake:
             self.objects,
             self.journal,
             self.quarantine,
+            self.trash,
             self.sidecars,
             self.run_trees,
             self.artifacts,
@@ -168,6 +178,7 @@ class Lake:
         pairs = [(self.inbox, d) for d in (self.work, self.ready, self.processed, self.rejected)]
         pairs += [(self.inbox, d) for d in (self.objects, self.artifacts, self.run_trees)]
         pairs += [(self.run, self.journal), (self.objects, self.quarantine)]
+        pairs += [(self.objects, self.trash)]
         for source, target in pairs:
             first, second = source / token, target / token
             try:
@@ -298,7 +309,7 @@ class Lake:
             number += 1
         return found
 
-    # ── the store and its views ───────────────────────────────────────────────────────────────
+    # ── objects ───────────────────────────────────────────────────────────────────────────────
 
     def object_path(self, sha256: str) -> Path:
         """`objects/<ab>/<sha256>.parquet`."""
@@ -313,6 +324,46 @@ class Lake:
         for prefix in sorted(self.objects.iterdir()):
             if prefix.is_dir():
                 yield from (p for p in prefix.iterdir() if _SHA256.match(p.stem))
+
+    def object_names(self) -> Iterator[str]:
+        """The SHA-256 of every object file, in no order; as texts, for there may be a million."""
+        for prefix in os.listdir(self.objects):
+            with suppress(NotADirectoryError):
+                names = os.listdir(f"{self.objects}/{prefix}")
+                stems = (name.removesuffix(".parquet") for name in names)
+                yield from (stem for stem in stems if _SHA256.match(stem))
+
+    # ── the trash ─────────────────────────────────────────────────────────────────────────────
+
+    def trash_day(self, day: date) -> Path:
+        """`trash/<YYYY-MM-DD>`: what went there on that day (UTC)."""
+        return self.trash / day.isoformat()
+
+    def trash_days(self) -> list[Path]:
+        """Every day's directory, the oldest first."""
+        with suppress(FileNotFoundError):  # a lake from before there was one
+            return sorted(self.trash / name for name in os.listdir(self.trash) if _DAY.match(name))
+        return []
+
+    def trashed_object(self, name: str) -> str | None:
+        """The SHA-256 of an object in the trash, by its file's name; None for anything else."""
+        stem = name.removesuffix(".parquet")
+        return stem if _SHA256.match(stem) else None
+
+    def trash_before(self, day: date) -> list[Path]:
+        """The directories of days up to and including `day`, the oldest first."""
+        return [path for path in self.trash_days() if path.name <= day.isoformat()]
+
+    def in_trash(self, sha256: str) -> Path | None:
+        """Where an object lies in the trash, if it does; the newest of several."""
+        places = (day / f"{sha256}.parquet" for day in reversed(self.trash_days()))
+        return next((path for path in places if path.exists()), None)
+
+    def job_in_trash(self, day: Path, state: JobState, name: str) -> Path:
+        """A free name for the directory of an answered job; the same job may come there again."""
+        return day / f"{_STATE_DIRECTORIES[state]}.{name}.{secrets.token_hex(4)}"
+
+    # ── the journal, and views ────────────────────────────────────────────────────────────────
 
     def record_path(self, seq: int) -> Path:
         """`journal/000000000042.json`."""
@@ -436,6 +487,18 @@ class Lake:
             return self.boot_mark.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
             return None
+
+    @property
+    def restored_mark(self) -> Path:
+        """When the lake was restored: directories of jobs answered before are not in a backup."""
+        return self.run / "restored"
+
+    def restored_at(self) -> str:
+        """What the mark says, an ISO moment; empty where the lake was not restored."""
+        try:
+            return self.restored_mark.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            return ""
 
     @property
     def rebuild_request(self) -> Path:

@@ -18,8 +18,9 @@ from pydantic_core import to_json
 from bus.errors import Code, NotFound, Refused, Unavailable
 from bus.graph import levels, trace, walk
 from bus.lookup import find_artifact
-from bus.manifest import reading, statement
+from bus.manifest import reading
 from bus.pedigree import Direction, Lineage, Node
+from bus.statements import statement
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

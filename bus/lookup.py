@@ -385,14 +385,16 @@ def _meant(manifest: Manifest, reference: str) -> list[str]:
 _ARTIFACT_COLUMNS = (
     *("artifact_id", "kind", "schema_version", "logical_key", "status", "path", "sidecar"),
     *("file_hash", "content_hash", "rows", "size_bytes", "min_ts", "max_ts", "created_at"),
-    *("seq", "tombstoned_because"),
+    *("seq", "tombstoned_because", "purged_because"),
 )
 _ARTIFACT = """
 SELECT a.artifact_id, a.artifact_type, a.schema_version, a.logical_key, a.status, a.path_parquet,
        a.path_sidecar, a.file_hash, a.content_hash, a.row_count, f.size_bytes, a.min_ts, a.max_ts,
        a.created_at, f.added_seq,
        (SELECT reason FROM tombstone_facts t
-        WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL)
+        WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL),
+       (SELECT reason FROM purge_facts p
+        WHERE p.file_hash = a.file_hash AND p.ended_seq IS NULL)
 FROM artifacts a JOIN artifact_facts f ON f.artifact_id = a.artifact_id AND f.ended_seq IS NULL
 WHERE a.artifact_id = ?
 """

@@ -6,32 +6,18 @@ says is written down. So a manifest rebuilt from record 1 equals one that grew c
 
 from __future__ import annotations
 
-import re
 import sqlite3
-from collections import defaultdict
 from contextlib import closing, contextmanager, suppress
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Any, Self, assert_never
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from pydantic_core import to_json
 
 from bus import disk
 from bus.errors import Code, Unavailable
+from bus.indexing import Applier
 from bus.journal import GENESIS
-from bus.model import (
-    Alias,
-    MarkDamaged,
-    Outcome,
-    Pin,
-    Restore,
-    Supersede,
-    Tag,
-    Tombstone,
-    Unpin,
-    Untag,
-)
+from bus.statements import statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,22 +25,13 @@ if TYPE_CHECKING:
 
     from bus.journal import Commit
     from bus.lake import Lake
-    from bus.model import ArtifactRecord, JobRecord, Mutation
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 
 #: Where the first page tells how the file is written and read, and the highest that there is.
 _FORMAT, _NEWEST_FORMAT = slice(18, 20), 2
-
-
-@cache
-def statement(name: str, file: str = "manifest.sql") -> str:
-    """One named statement (or script) of manifest.sql, or of another file of such."""
-    text = resources.files("bus").joinpath(file).read_text(encoding="utf-8")
-    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))[name]
 
 
 class StaleManifestError(Exception):
@@ -319,7 +296,7 @@ class Manifest:
         with _told_broken():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                applier = _Applier(self._db)
+                applier = Applier(self._db)
                 for commit in commits:
                     self._advance(commit)
                     applier.take(commit)
@@ -364,232 +341,3 @@ def reading(lake: Lake) -> Iterator[Manifest | None]:
                 where=str(lake.manifest_db),
                 hint="Run `bus rebuild`; the manifest is only a view.",
             ) from None
-
-
-class _Applier:
-    """Writes records' facts. Rows are collected first, then inserted table by table.
-
-    Facts that begin and end are inserted at the end of each record, because the next record asks
-    whether they hold; all other rows when there are enough, or when `flush` is called.
-    """
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        found = db.execute("SELECT coalesce(max(artifact_no), 0) FROM artifact_facts").fetchone()
-        self._artifact_no: int = found[0]
-        damaged = db.execute("SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL")
-        self._damaged = {file_hash for (file_hash,) in damaged}
-        self._contracts: set[tuple[str, int]] = set()
-        self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
-        self._facts: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
-        self._edges: list[tuple[str, str, int]] = []
-        self._runs: dict[str | None, tuple[str | None, ...]] = {}
-        self._seq = 0
-        self._at = ""
-
-    def take(self, commit: Commit) -> None:
-        """Collect what one record says."""
-        record = commit.record
-        self._seq, self._at = record.seq, record.committed_at_utc
-        self._runs.clear()
-        count = sum(len(job.artifacts) for job in record.jobs)
-        summary = (self._seq, commit.sha256, self._at, record.writer, len(record.jobs), count)
-        self._rows["commits"].append(summary)
-        for job in record.jobs:
-            self._job(job)
-        self._insert(self._facts)
-
-    def flush(self) -> None:
-        """Insert every row that was collected."""
-        self._insert(self._rows)
-        self._insert(self._facts)
-        if self._edges:  # after the artifacts that they join
-            ends = ((artifact_id,) for edge in self._edges for artifact_id in edge[:2])
-            self._db.executemany(statement("add_node"), ends)
-            self._db.executemany(statement("add_edge"), self._edges)
-            self._edges.clear()
-
-    def _insert(self, tables: dict[str, list[tuple[Any, ...]]]) -> None:
-        for table, rows in tables.items():
-            marks = ", ".join("?" * len(rows[0]))
-            self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
-        tables.clear()
-
-    def _job(self, job: JobRecord) -> None:
-        problems = [p.model_dump() for p in job.problems] if job.problems else None
-        row = (
-            None,
-            job.job_id,
-            job.verdict_id,
-            job.submission_id,
-            self._seq,
-            str(job.outcome),
-            job.first_seq,
-            job.job_digest,
-            job.run_id,
-            job.producer,
-            job.kind,
-            job.created_at_utc,
-            self._at,
-            len(job.artifacts),
-            to_json(problems).decode() if problems else None,
-        )
-        self._rows["jobs"].append(row)
-        if job.outcome is not Outcome.COMMITTED:
-            return
-        meta_json = to_json(job.meta).decode() if job.meta else "{}"
-        self._run(job, meta_json)
-        for artifact in job.artifacts:
-            self._artifact(artifact)
-            self._use(job, artifact, meta_json)
-        for mutation in job.mutations:
-            self.flush()  # a mutation may end a fact that this very record adds
-            self._mutate(job, mutation)
-
-    def _run(self, job: JobRecord, meta_json: str) -> None:
-        facts = (job.run_id, job.producer, job.created_at_utc, meta_json)
-        if self._runs.get(job.run_id) != facts:  # else this commit has said the same before
-            self._runs[job.run_id] = facts
-            self._db.execute(statement("add_run"), (*facts, self._at, self._seq))
-
-    def _artifact(self, artifact: ArtifactRecord) -> None:
-        if artifact.decision == "revived":
-            self.flush()
-            self._db.execute(statement("end_identity"), (self._seq, artifact.artifact_id))
-            self._end("tombstone_facts", "artifact_id = ?", artifact.artifact_id)
-        if artifact.decision != "deduped":
-            self._identity(artifact)
-            self._end_damage(artifact.file_hash)
-        self._edges += [(artifact.artifact_id, i, self._seq) for i in artifact.inputs or ()]
-        if artifact.contract:
-            self._contract(artifact.kind, artifact.schema_version, artifact.contract)
-        # Of an artifact that is new nothing holds yet.
-        begin = self._begin if artifact.decision == "created" else self._once
-        for key, values in artifact.tags.items():
-            for value in values:
-                begin("tag_facts", artifact_id=artifact.artifact_id, k=key, v=value)
-        for old in artifact.supersedes:
-            begin("supersede_facts", artifact_id=artifact.artifact_id, supersedes_artifact_id=old)
-
-    def _contract(self, kind: str, version: int, fingerprint: str) -> None:
-        """The first of a kind and version stays; `INSERT OR IGNORE` passes over later ones."""
-        if (kind, version) not in self._contracts:
-            self._contracts.add((kind, version))
-            self._rows["contracts"].append((kind, version, fingerprint, self._seq))
-
-    def _identity(self, artifact: ArtifactRecord) -> None:
-        self._artifact_no += 1
-        identity = (
-            self._artifact_no,
-            artifact.artifact_id,
-            artifact.kind,
-            artifact.schema_version,
-            artifact.logical_key,
-            artifact.file_hash,
-            artifact.content_hash,
-            artifact.rows,
-            artifact.size_bytes,
-            artifact.min_ts,
-            artifact.max_ts,
-            artifact.columns,
-            self._at,
-            int(artifact.duckdb_readable),
-            self._seq,
-            None,
-        )
-        rows = self._rows
-        rows["artifact_facts"].append(identity)
-        rows["column_stats_facts"].append((self._artifact_no, artifact.column_stats))
-
-    def _use(self, job: JobRecord, artifact: ArtifactRecord, meta_json: str) -> None:
-        row = (
-            None,
-            job.run_id,
-            artifact.name,
-            artifact.artifact_id,
-            job.job_id,
-            self._seq,
-            job.producer,
-            artifact.kind,
-            artifact.schema_version,
-            artifact.schema_hint,
-            artifact.rows,
-            artifact.file_hash,
-            artifact.content_hash,
-            int(artifact.decision == "deduped"),
-            artifact.mode,
-            job.created_at_utc,
-            self._at,
-            meta_json,
-        )
-        self._rows["run_artifacts"].append(row)
-
-    def _mutate(self, job: JobRecord, mutation: Mutation) -> None:  # noqa: C901, PLR0912 - a case for each
-        match mutation:
-            case Supersede(target=old, by=new):
-                self._once("supersede_facts", artifact_id=new, supersedes_artifact_id=old)
-            case Tombstone(target=target, reason=reason):
-                self._end("tombstone_facts", "artifact_id = ?", target)
-                self._begin("tombstone_facts", artifact_id=target, reason=reason)
-            case Tag(target=target, tags=tags):
-                for k, values in tags.items():
-                    for v in values:
-                        self._once("tag_facts", artifact_id=target, k=k, v=v)
-            case Untag(target=target, tags=tags):
-                for k, values in tags.items():
-                    for v in values:
-                        self._end("tag_facts", "artifact_id = ? AND k = ? AND v = ?", target, k, v)
-            case Alias(kind=kind, alias=alias, target=aliased):
-                self._end("alias_facts", "kind = ? AND alias = ?", kind, alias)
-                if aliased is not None:
-                    self._once("alias_facts", kind=kind, alias=alias, artifact_id=aliased)
-                move = (None, kind, alias, aliased, self._seq, job.verdict_id)
-                self._rows["alias_moves"].append(move)
-            case Pin(pin=pin, target=targets):
-                for target in targets:
-                    self._once("pin_facts", pin=pin, artifact_id=target)
-            case Unpin(pin=pin, target=leaving):
-                for target in leaving or ():  # a decided one names each
-                    self._end("pin_facts", "pin = ? AND artifact_id = ?", pin, target)
-            case MarkDamaged(object=sha256, found=found):
-                self._begin_damage(f"sha256:{sha256}", found)
-            case Restore(object=sha256):
-                self._end_damage(f"sha256:{sha256}")
-            case _:
-                assert_never(mutation)
-
-    def _begin_damage(self, file_hash: str, found: str) -> None:
-        if file_hash not in self._damaged:
-            self._damaged.add(file_hash)
-            self._begin("damage_facts", file_hash=file_hash, found=found)
-
-    def _end_damage(self, file_hash: str) -> None:
-        """Its bytes are back: a validator has just proven them, or the writer has."""
-        if file_hash in self._damaged:
-            self._damaged.remove(file_hash)
-            self.flush()
-            self._end("damage_facts", "file_hash = ?", file_hash)
-
-    def _once(self, table: str, **values: str) -> None:
-        """Begin a fact unless it already holds."""
-        same = " AND ".join(f"{column} = ?" for column in values)
-        holds = f"SELECT 1 FROM {table} WHERE {same} AND ended_seq IS NULL"  # noqa: S608 - our own names
-        if self._db.execute(holds, tuple(values.values())).fetchone() is None:
-            self._begin(table, **values)
-
-    def _begin(self, table: str, **values: str) -> None:
-        self._facts[table].append((*values.values(), self._seq, None))
-
-    def _end(self, table: str, condition: str, *values: str) -> None:
-        """End a fact; one that began in this very commit never held, and leaves no row.
-
-        So the same fact may begin again in this commit, under the same key.
-        """
-        self._db.execute(
-            f"DELETE FROM {table} WHERE {condition} AND added_seq = ?",  # noqa: S608 - our own names
-            (*values, self._seq),
-        )
-        self._db.execute(
-            f"UPDATE {table} SET ended_seq = ? WHERE {condition} AND ended_seq IS NULL",  # noqa: S608 - our own names
-            (self._seq, *values),
-        )

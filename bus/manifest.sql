@@ -85,6 +85,24 @@ CREATE TABLE damage_facts(
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
   PRIMARY KEY (file_hash, added_seq)) WITHOUT ROWID;
 
+-- Objects whose bytes were given up on purpose. Everything that stands on them is purged.
+CREATE TABLE purge_facts(
+  file_hash TEXT NOT NULL, reason TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (file_hash, added_seq)) WITHOUT ROWID;
+
+-- How long withdrawn versions of a kind keep their bytes; without a row: as `bus.retention` says.
+CREATE TABLE policy_facts(
+  kind TEXT NOT NULL, keep_last INTEGER, keep_days INTEGER,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (kind, added_seq)) WITHOUT ROWID;
+
+-- Directories of jobs that ended so, and were answered before then, are not kept any more.
+CREATE TABLE discard_facts(
+  jobs TEXT NOT NULL, before TEXT NOT NULL,
+  added_seq INTEGER NOT NULL, ended_seq INTEGER,
+  PRIMARY KEY (jobs, added_seq)) WITHOUT ROWID;
+
 CREATE TABLE alias_facts(
   kind TEXT NOT NULL, alias TEXT NOT NULL, artifact_id TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
@@ -107,7 +125,10 @@ CREATE TABLE progress(view TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID
 -- The documents' tables, as they stand now.
 CREATE VIEW artifacts AS
 SELECT artifact_id, artifact_type, schema_version, logical_key,
-       CASE WHEN EXISTS (SELECT 1 FROM tombstone_facts t
+       CASE WHEN EXISTS (SELECT 1 FROM purge_facts p
+                         WHERE p.file_hash = a.file_hash AND p.ended_seq IS NULL)
+            THEN 'purged'
+            WHEN EXISTS (SELECT 1 FROM tombstone_facts t
                          WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL)
             THEN 'tombstoned'
             WHEN EXISTS (SELECT 1 FROM damage_facts d
@@ -139,6 +160,9 @@ CREATE VIEW damaged AS
 SELECT a.artifact_id, a.artifact_type, a.logical_key, d.file_hash, d.found, d.added_seq
 FROM damage_facts d JOIN artifact_facts a USING (file_hash)
 WHERE d.ended_seq IS NULL AND a.ended_seq IS NULL;
+
+CREATE VIEW policies AS
+SELECT kind, keep_last, keep_days, added_seq FROM policy_facts WHERE ended_seq IS NULL;
 
 CREATE VIEW artifact_lineage AS
 SELECT artifact_id, input_artifact_id FROM lineage_facts WHERE ended_seq IS NULL;
@@ -191,6 +215,8 @@ CREATE INDEX IF NOT EXISTS supersede_facts_added ON supersede_facts(added_seq);
 CREATE INDEX IF NOT EXISTS supersede_facts_ended ON supersede_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tombstone_facts_added ON tombstone_facts(added_seq);
 CREATE INDEX IF NOT EXISTS tombstone_facts_ended ON tombstone_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS purge_facts_added ON purge_facts(added_seq);
+CREATE INDEX IF NOT EXISTS purge_facts_ended ON purge_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX IF NOT EXISTS alias_facts_added ON alias_facts(added_seq);
 CREATE INDEX IF NOT EXISTS alias_facts_ended ON alias_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX IF NOT EXISTS alias_moves_name ON alias_moves(kind, alias);
@@ -252,12 +278,15 @@ SELECT job_id, job_digest, seq FROM jobs
 WHERE outcome = 'committed' AND job_id IN (SELECT value FROM json_each(?));
 
 -- name: known_artifacts
--- The present bytes of these artifacts, why they are tombstoned, and whether they are damaged.
+-- The present bytes of these artifacts, why they are tombstoned, and whether they are damaged or
+-- purged.
 SELECT artifact_id, file_hash,
        (SELECT reason FROM tombstone_facts t
         WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL),
        EXISTS (SELECT 1 FROM damage_facts d
                WHERE d.file_hash = a.file_hash AND d.ended_seq IS NULL)
+       OR EXISTS (SELECT 1 FROM purge_facts p
+                  WHERE p.file_hash = a.file_hash AND p.ended_seq IS NULL)
 FROM artifact_facts a
 WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
 
@@ -265,9 +294,11 @@ WHERE ended_seq IS NULL AND artifact_id IN (SELECT value FROM json_each(?));
 -- The contract that tables of this kind and version are held to.
 SELECT fingerprint FROM contracts WHERE artifact_type = ? AND schema_version = ?;
 
--- name: ended_damage
+-- name: bytes_back
 -- Objects whose bytes are back since this commit.
-SELECT file_hash FROM damage_facts WHERE ended_seq = ?;
+SELECT file_hash FROM damage_facts WHERE ended_seq = ?1
+UNION SELECT file_hash FROM purge_facts WHERE ended_seq = ?1 AND file_hash NOT IN (
+  SELECT file_hash FROM purge_facts WHERE ended_seq IS NULL);
 
 -- name: places_of_object
 -- Artifacts in good standing, and deliveries of runs, that show this object.
@@ -283,6 +314,32 @@ WHERE artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE file_hash = ?
 -- Artifacts whose links may still show the bytes that they stood on before they were revived.
 SELECT artifact_type, schema_version, artifact_id, file_hash FROM linked
 WHERE artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE ended_seq IS NOT NULL);
+
+-- name: purged_since
+-- Objects that these commits gave up, and none has brought back.
+SELECT file_hash FROM purge_facts WHERE ended_seq IS NULL AND added_seq > ? AND added_seq <= ?;
+
+-- name: discarded_since
+-- How jobs ended whose directories these commits gave up, and before when they were answered.
+SELECT jobs, before FROM discard_facts WHERE ended_seq IS NULL AND added_seq > ? AND added_seq <= ?;
+
+-- name: still_purged
+-- Which of these objects are given up at this moment.
+SELECT file_hash FROM purge_facts
+WHERE ended_seq IS NULL AND file_hash IN (SELECT value FROM json_each(?));
+
+-- name: shown_in_runs
+-- Deliveries of runs that show this object, or showed it before their artifact got other bytes.
+SELECT run_id, name FROM run_artifacts u
+WHERE file_hash = ?1
+  AND artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE file_hash = ?1)
+  AND use_no = (SELECT max(use_no) FROM run_artifacts n WHERE n.run_id = u.run_id AND n.name = u.name);
+
+-- name: still_needed
+-- On which of these objects something stands that was not given up.
+SELECT DISTINCT file_hash FROM artifact_facts
+WHERE ended_seq IS NULL AND file_hash IN (SELECT value FROM json_each(?))
+  AND file_hash NOT IN (SELECT file_hash FROM purge_facts WHERE ended_seq IS NULL);
 
 -- name: artifacts_of_job
 -- What `job:<job_id>/<name>` means.
@@ -327,7 +384,11 @@ SELECT artifact_id FROM alias_facts WHERE ended_seq IS NULL AND kind = ? AND ali
 -- is the present. So one text serves both, and all that is read at one :as_of fits together.
 
 -- name: status_then
-CASE WHEN EXISTS (SELECT 1 FROM tombstone_facts t
+CASE WHEN EXISTS (SELECT 1 FROM purge_facts p
+                  WHERE p.file_hash = a.file_hash
+                    AND p.added_seq <= :as_of AND ifnull(p.ended_seq > :as_of, 1))
+     THEN 'purged'
+     WHEN EXISTS (SELECT 1 FROM tombstone_facts t
                   WHERE t.artifact_id = a.artifact_id
                     AND t.added_seq <= :as_of AND ifnull(t.ended_seq > :as_of, 1))
      THEN 'tombstoned'

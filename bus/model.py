@@ -9,14 +9,13 @@ All times are UTC; texts in documents are ISO 8601 with a trailing Z.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import unicodedata
 import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,12 +26,10 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, to_json
 
-from bus.errors import MAX_PROBLEMS, Code, Problem, problem
 from bus.shown import facts_html, rows_html
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:+=@~-]{0,127}$"
@@ -235,16 +232,49 @@ class MarkDamaged(Document):
 
 
 class Restore(Document):
-    """The object's bytes are what they were again (from a backup)."""
+    """The object's bytes are what they were again (from a backup, or out of the trash)."""
 
     op: Literal["restore"]
     object: Sha256
 
 
-Mutation = Annotated[
-    Supersede | Tombstone | Tag | Untag | Alias | Pin | Unpin | MarkDamaged | Restore,
-    Field(discriminator="op"),
-]
+class Purge(Document):
+    """The object's bytes may go, because of `reason`; what stood on them keeps its facts.
+
+    The writer looks again: an object that must be kept stays. Comes in a job with nothing else.
+    """
+
+    op: Literal["purge"]
+    object: Sha256
+    reason: Text
+
+
+class SetPolicy(Document):
+    """How long withdrawn versions of `kind` keep their bytes; neither: as without a policy.
+
+    `keep_last` newest versions of each logical key, and all for `keep_days` after their end.
+    """
+
+    op: Literal["set_policy"]
+    kind: Id
+    keep_last: int | None = Field(None, ge=1, le=1_000_000)
+    keep_days: int | None = Field(None, ge=0, le=100_000)
+
+
+class Discard(Document):
+    """Directories of jobs that ended so, and were answered `before` then, may go.
+
+    The journal keeps what they said.
+    """
+
+    op: Literal["discard"]
+    jobs: Literal["committed", "rejected"]
+    before: Annotated[Utc, Field(strict=False)]
+
+
+_OfArtifacts = Supersede | Tombstone | Tag | Untag | Alias | Pin | Unpin
+_OfBytes = MarkDamaged | Restore | Purge | SetPolicy | Discard
+Mutation = Annotated[_OfArtifacts | _OfBytes, Field(discriminator="op")]
 
 
 class Provenance(Document):
@@ -277,6 +307,14 @@ class JobManifest(Document):
     def _has_something_to_do(self) -> Self:
         if not self.artifacts and not self.mutations:
             raise PydanticCustomError("nothing_to_do", "neither artifacts nor mutations")
+        return self
+
+    @model_validator(mode="after")
+    def _purges_nothing_by_the_way(self) -> Self:
+        """Whether an object may go is seen by what holds before the job: it must change nothing else."""
+        others = [m for m in self.mutations if not isinstance(m, Purge)]
+        if len(others) < len(self.mutations) and (others or self.artifacts):
+            raise PydanticCustomError("purge", "purge comes in a job with nothing else")
         return self
 
     def kind_of(self, entry: ArtifactEntry) -> str:
@@ -327,37 +365,6 @@ def artifact_id_of(kind: str, schema_version: int, logical_key: str, content_has
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys and no spaces, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-_PYDANTIC_CODES = {"nothing_to_do": Code.E111, "too_long": Code.E107}
-_ID_FIELDS = {"job_id", "run_id", "producer", "kind", "artifact_id", "alias", "pin", "after"}
-
-
-def manifest_problems(error: ValidationError, where: str = "manifest.json") -> list[Problem]:
-    """The findings of pydantic as `Problem`s, `MAX_PROBLEMS` and one more at most.
-
-    An unknown field names its nearest neighbour.
-    """
-    found = error.errors(include_url=False, include_context=False)[: MAX_PROBLEMS + 1]
-    return [_as_problem(item, where) for item in found]
-
-
-def _as_problem(item: Any, where: str) -> Problem:
-    path = list(item["loc"])
-    if path[:1] == ["mutations"] and path[2:3] and path[2] in _MUTATION_OPS:
-        del path[2]  # the op that pydantic took it for; a field may have the same name
-    place = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
-    field = next((p for p in reversed(path) if isinstance(p, str)), "")
-    kind = item["type"]
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(field, _KNOWN_FIELDS, n=1, cutoff=0.5)
-        known = f"did you mean {near[0]!r}? " if near else ""
-        hint = f"{known}Data of your own belongs in `meta`."
-        return problem(Code.E103, place, f"unknown field {field!r}", hint)
-    if kind == "string_pattern_mismatch" and field in _ID_FIELDS:
-        return problem(Code.E104, place, f"{str(item['input'])[:160]!r} is not an identifier")
-    code = _PYDANTIC_CODES.get(kind, Code.E103)
-    return problem(code, place, item["msg"])
 
 
 # ── what validators and the writer write ──────────────────────────────────────────────────────
@@ -583,14 +590,3 @@ class RejectReason(Document):
         names = ("code", "where", "message", "hint")
         rows = ([getattr(found, name) for name in names] for found in self.problems)
         return facts_html("rejected", {"job_id": self.job_id}, rows_html(names, rows))
-
-
-_MUTATIONS = (Supersede, Tombstone, Tag, Untag, Alias, Pin, Unpin, MarkDamaged, Restore)
-_MUTATION_OPS = {get_args(model.model_fields["op"].annotation)[0] for model in _MUTATIONS}
-_KNOWN_FIELDS = sorted(
-    {
-        name
-        for model in (JobManifest, ArtifactEntry, Provenance, *_MUTATIONS)
-        for name in model.model_fields
-    }
-)

@@ -14,9 +14,12 @@ from bus.errors import Code
 from bus.model import (
     MAX_TAGS,
     Alias,
+    Discard,
     MarkDamaged,
     Pin,
+    Purge,
     Restore,
+    SetPolicy,
     Supersede,
     Tag,
     Tombstone,
@@ -26,6 +29,7 @@ from bus.model import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from bus.model import Mutation
     from bus.present import Known, Pair, Present
@@ -38,13 +42,22 @@ _SHOWN = 5
 class Mutations:
     """Decides the mutations of one job, in order, each seeing the ones before it.
 
-    `present` is the job's own layer; `problem(code, where, message)` refuses the job; `warnings`
-    tells of what was so already.
+    `present` is the job's own layer; `problem(code, where, message)` refuses the job; `now` is the
+    commit's moment; `kept` says why objects must not be purged; `warnings` tells of what was so
+    already, or is left out.
     """
 
-    def __init__(self, present: Present, problem: Callable[[Code, str, str], None]) -> None:
+    def __init__(
+        self,
+        present: Present,
+        problem: Callable[[Code, str, str], None],
+        now: datetime,
+        kept: Mapping[str, str],
+    ) -> None:
         self._present = present
         self._problem = problem
+        self._now = now
+        self._kept = kept
         self.warnings: list[str] = []
 
     def decide(self, mutation: Mutation, where: str) -> list[Mutation]:
@@ -64,10 +77,23 @@ class Mutations:
                 return self._pin(mutation, where)
             case Unpin():
                 return self._unpin(mutation)
-            case MarkDamaged() | Restore():
-                return [mutation]  # whether it is so, the writer sees by looking
+            case MarkDamaged() | Restore() | Purge() | SetPolicy() | Discard():
+                return self._of_bytes(mutation)
             case _:
                 assert_never(mutation)
+
+    def _of_bytes(
+        self, mutation: MarkDamaged | Restore | Purge | SetPolicy | Discard
+    ) -> list[Mutation]:
+        """Whether damage is so, and is mended, the writer sees by looking."""
+        match mutation:
+            case Purge(object=sha256) if sha256 in self._kept:
+                self.warnings.append(f"purge: object {sha256} stays ({self._kept[sha256]})")
+                return []
+            case Discard(before=before):  # a clock ahead of ours must not discard what comes yet
+                return [mutation.model_copy(update={"before": min(before, self._now)})]
+            case _:
+                return [mutation]
 
     # ── versions ──────────────────────────────────────────────────────────────────────────────
 

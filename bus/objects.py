@@ -61,6 +61,26 @@ def synced(sync: Callable[..., None], *where: Path | str | int) -> None:
         raise SyncError(f"fsync: {error.strerror}", code=code, where=str(where[-1])) from error
 
 
+def copied(source: Path, target: Path, sha256: str) -> bool:
+    """Make `target` a copy of an object, whatever is there; False when `source` is not that object.
+
+    Its bytes are durable, and read back, before it has its name; the name is durable when the
+    caller has synced the directory.
+    """
+    name = f".{secrets.token_hex(8)}"
+    temporary = target.parent / name
+    try:
+        disk.copy_file(source, temporary)
+        if file_hash(temporary) != f"sha256:{sha256}":
+            return False
+        disk.freeze(temporary)
+        disk.sync_file(temporary)
+        disk.replace(temporary, target)
+    finally:
+        disk.remove(temporary)
+    return True
+
+
 class Shelf:
     """The objects of one group of jobs: `sync_files` of each job, `link` of each, `sync` once."""
 
@@ -83,13 +103,22 @@ class Shelf:
         for file in files:
             target = self._lake.object_path(file.sha256)
             self._make_room(target.parent)
-            if disk.link_new(directory / file.relpath, target):
-                self._check(file, target)
-                disk.crash_point("store.linked")
-            elif file.sha256 not in self._proven:
-                self._prove(directory / file.relpath, file.sha256)
+            while not self._has_name(directory / file.relpath, file, target):
+                pass  # the writer purged the one that was there while we looked: now ours has room
             self._proven.add(file.sha256)
             self._touched.add(target.parent)
+
+    def _has_name(self, source: Path, file: JudgedFile, target: Path) -> bool:
+        """Make `target` the object, or see that it is one; False when it has just gone."""
+        if disk.link_new(source, target):
+            self._check(file, target)
+            disk.crash_point("store.linked")
+        elif file.sha256 not in self._proven:
+            try:
+                self._prove(source, file.sha256)
+            except FileNotFoundError:
+                return False
+        return True
 
     def sync(self) -> None:
         """Make every name durable: each directory once. Raises `SyncError`."""

@@ -21,6 +21,7 @@ _LOOKS = {
     "superseded": "stroke-dasharray:4",
     "tombstoned": "fill:#fdd,stroke:#a00",
     "damaged": "fill:#fdd,stroke:#a00",
+    "purged": "fill:#eee,stroke:#888",
 }
 
 
@@ -30,7 +31,7 @@ class Node:
 
     logical_key   what it is about
     run_id, name  the delivery that brought it first, and `seq` the commit of that
-    status        active, superseded, tombstoned, damaged …; `missing`: there was no such artifact
+    status        active, superseded, tombstoned, damaged, purged …; `missing`: there was no such artifact
     """
 
     artifact_id: str

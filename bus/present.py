@@ -24,7 +24,10 @@ Version = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An artifact that exists: the bytes it stands on; why it is tombstoned; whether damaged."""
+    """An artifact that exists: the bytes it stands on; why it is tombstoned.
+
+    `damaged`: its bytes are damaged, or were given up.
+    """
 
     file_hash: str
     tombstoned: str | None = None

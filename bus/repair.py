@@ -28,7 +28,8 @@ from bus.invariants import (
 from bus.lake import Remake
 from bus.manifest import Manifest
 from bus.model import JobState
-from bus.staging import Staging
+from bus.objects import copied
+from bus.staging import stage_mutations
 from bus.standing import is_whole
 from bus.writer import Writer
 
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from bus.specs import Registry
     from bus.verify import Report
 
-_RUN_ID = "maintenance"
-_PRODUCER = "bus.verify"
-_KIND = "maintenance"
 #: Said of one object at most.
 _FOUND_CHARACTERS = 500
 #: What the writer is asked for, by the fix that a finding names.
@@ -52,9 +50,15 @@ _ON_THEIR_WAY = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
 _LOCK_WAIT_S = 10.0
 
 
-def mend(lake: Lake, report: Report) -> list[str]:
-    """Do what cannot lose anything; each deed in words. The rest is left to the writer (`finish`)."""
+def mend(lake: Lake, report: Report, source: Lake | None = None) -> list[str]:
+    """Do what cannot lose anything; each deed in words. The rest is left to the writer (`finish`).
+
+    What the writer knows as damaged is brought back from `source` (a backup, or another lake),
+    where that has it.
+    """
     done = [*_read_only_again(report), *_retracted(report)]
+    if source is not None:
+        done += _brought_back(lake, source)
     if removed := clean(lake):
         done.append(f"removed {removed} leftovers that nobody had touched for a day")
     if asked := [_ASKED[finding.fix] for finding in report.findings if finding.fix in _ASKED]:
@@ -125,8 +129,20 @@ def tell_of_damage(lake: Lake, report: Report) -> str | None:
     mutations += [{"op": "restore", "object": sha256} for sha256 in back]
     if not mutations:
         return None
-    with Staging(lake, _RUN_ID, _PRODUCER, _KIND) as job:
-        return job.submit(mutations=mutations).job_id
+    return stage_mutations(lake, "bus.verify", mutations).job_id
+
+
+def _brought_back(lake: Lake, source: Lake) -> Iterator[str]:
+    """Objects that are known as damaged, and set aside, where the source has them whole."""
+    _, marked = _objects(lake)
+    for sha256 in sorted(marked):
+        place = lake.object_path(sha256)
+        if place.exists() or not source.object_path(sha256).exists():
+            continue
+        place.parent.mkdir(exist_ok=True)
+        if copied(source.object_path(sha256), place, sha256):
+            disk.sync_dir(place.parent)
+            yield f"brought object {sha256} back from {source.root}"
 
 
 def _objects(lake: Lake) -> tuple[set[str], set[str]]:

@@ -110,6 +110,30 @@ class Settings(BaseModel):
     export_refresh_s: float = Field(300.0, gt=0, description="beat's period for exports")
     verify_sample_s: float = Field(900.0, gt=0, description="beat's period for re-hashing objects")
     verify_sample_size: int = Field(20, ge=1, description="objects re-hashed each time")
+    gc_grace_days: float = Field(
+        7.0,
+        ge=0,
+        le=100_000,
+        description="what became unneeded more recently is not collected by `bus gc`",
+    )
+    trash_days: int = Field(
+        7,
+        ge=0,
+        le=100_000,
+        description="how long what was collected lies in the trash, to be taken back",
+    )
+    keep_processed_days: float = Field(
+        30.0,
+        ge=0,
+        le=100_000,
+        description="receipts older than this are collected; the journal has them too",
+    )
+    keep_rejected_days: float = Field(
+        90.0,
+        ge=0,
+        le=100_000,
+        description="files of jobs rejected longer ago than this are collected",
+    )
     receipt_ttl_s: int = Field(3600, ge=1, description="how long Redis keeps an answer")
     events_max: int = Field(10_000, ge=1, description="entries kept in the event stream")
     validator_memory_bytes: int = Field(

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from bus import disk, strict_json
+from bus.diagnosis import manifest_problems
 from bus.errors import Code, JobConflict, Refused, Unavailable, problem
 from bus.frames import ParquetOptions, Progress, check_file, write_parquet
 from bus.hashing import file_hash
@@ -31,7 +32,6 @@ from bus.model import (
     CommitMarker,
     JobManifest,
     iso,
-    manifest_problems,
     utc_now,
 )
 from bus.submission import entry_place, tag_problems
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 
 _ID = re.compile(ID_PATTERN)
+
+#: The run and the kind of jobs that the bus gives to itself.
+MAINTENANCE = "maintenance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +239,15 @@ class Staging:
             return None
         disk.sync_dir(self.lake.inbox)
         return StagedJob(self.job_id, marker.submission_id)
+
+
+def stage_mutations(lake: Lake, producer: str, mutations: list[dict[str, Any]]) -> StagedJob:
+    """A job of the bus's own, without tables: what the writer is asked to commit.
+
+    It lies in the inbox when this returns; whoever runs a bus may ring for it, the sweep finds it.
+    """
+    with Staging(lake, MAINTENANCE, producer, MAINTENANCE) as job:
+        return job.submit(mutations=mutations)
 
 
 @contextmanager

@@ -40,8 +40,9 @@ class MissingObjectError(Exception):
 def on_objects(lake: Lake, record: JobRecord, verdict: Verdict, directory: str) -> JobRecord:
     """The record, standing on objects that are there, and with nothing said that is not true.
 
-    A missing object is linked again from the job's `directory`. A duplicate of an artifact whose
-    object is gone revives it with the submitted bytes. Raises `MissingObjectError`.
+    A missing object is linked again from the job's `directory`; one that shall be restored, out of
+    the trash. A duplicate of an artifact whose object is gone revives it with the submitted bytes.
+    Raises `MissingObjectError`.
     """
     facts_of = {facts.name: facts for facts in verdict.artifacts}
     artifacts = []
@@ -55,6 +56,8 @@ def on_objects(lake: Lake, record: JobRecord, verdict: Verdict, directory: str) 
     mutations: list[Mutation] = []
     warnings = list(record.warnings)
     for mutation in record.mutations:
+        if isinstance(mutation, Restore) and (thrown_away := lake.in_trash(mutation.object)):
+            _restored(lake, mutation.object, thrown_away)
         if untrue := _untrue(lake, mutation):
             warnings.append(f"{mutation.op}: {untrue}; nothing was changed")
         else:
@@ -64,7 +67,7 @@ def on_objects(lake: Lake, record: JobRecord, verdict: Verdict, directory: str) 
 
 
 def _restored(lake: Lake, sha256: str, source: Path) -> bool:
-    """Make sure of an object from the job's own file; False when that file is not it."""
+    """Make sure of an object from another file; False when that file is not it."""
     target = lake.object_path(sha256)
     if target.exists():
         return True
@@ -105,7 +108,7 @@ def follow(lake: Lake, record: CommitRecord, manifest: Manifest) -> None:
     """Objects that this commit calls damaged go to quarantine, those that are back are shown."""
     for sha256 in _marked(record):
         _withdraw(lake, manifest, sha256)
-    for (file_hash_text,) in manifest.named("ended_damage", (record.seq,)):
+    for (file_hash_text,) in manifest.named("bytes_back", (record.seq,)):
         source = lake.object_path(file_hash_text.removeprefix("sha256:"))
         if source.exists():
             for path in views.places(lake, manifest, file_hash_text):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from bus import disk, strict_json
+from bus.diagnosis import manifest_problems
 from bus.errors import Code, Problem, problem
 from bus.lake import COMMIT, MANIFEST, OUR_NAMES
 from bus.model import (
@@ -26,7 +27,6 @@ from bus.model import (
     CommitMarker,
     JobManifest,
     Tag,
-    manifest_problems,
 )
 
 if TYPE_CHECKING:

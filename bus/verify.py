@@ -209,6 +209,7 @@ class _Verification:
             (5, lambda: invariants.commits_of_jobs(facts)),
             (12, lambda: invariants.writers(facts)),
             (1, lambda: self._objects(facts)),
+            (1, lambda: invariants.purges(facts)),
             (10, lambda: _twice(lambda: invariants.unanswered(lake, facts))),
             (5, lambda: self._answers(facts)),
             (6, lambda: _twice(lambda: invariants.staged(lake))),

@@ -3,7 +3,8 @@
 `artifacts/<kind>/v<N>/` must be right before a catalog snapshot is published, because `canon.*`
 reads it. Sidecars and run trees follow in the background. Making what exists already costs one
 failed link, so every step may be repeated after a crash. An object that is missing is passed over
-and logged: the rest of the lake must stay readable, and `bus verify` names what is lost.
+and logged, unless it was purged: the rest of the lake must stay readable, and `bus verify` names
+what is lost.
 """
 
 from __future__ import annotations
@@ -96,13 +97,22 @@ def replace_link(source: Path, target: Path) -> None:
     disk.replace(temporary, target)
 
 
-def build_trees(lake: Lake, record: CommitRecord) -> Iterator[None]:
-    """Sidecars and run trees of one commit; yields after each file so that a caller may pause."""
+def build_trees(
+    lake: Lake, record: CommitRecord, manifest: Manifest | None = None
+) -> Iterator[None]:
+    """Sidecars and run trees of one commit; yields after each file so that a caller may pause.
+
+    What the manifest knows as purged by now is not shown any more.
+    """
     for place, data in documents(lake, record):
         _write_document(place, data)
         yield
-    for job, artifact in _shown(_delivered(record)):
-        _link_into_run(lake, job, artifact)
+    delivered = _shown(_delivered(record))
+    hashes = {artifact.file_hash for _, artifact in delivered}
+    purged = {row[0] for row in manifest.among("still_purged", hashes)} if manifest else set()
+    for job, artifact in delivered:
+        if artifact.file_hash not in purged:
+            _link_into_run(lake, job, artifact)
         yield
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 from pydantic import ValidationError
 
-from bus import answers, checkpoints, disk, standing, views
+from bus import answers, checkpoints, disk, retention, standing, views
 from bus.catalog import Catalog
 from bus.checkpoints import Checkpointer
 from bus.decisions import brought, decide
@@ -36,6 +36,7 @@ from bus.model import (
     iso,
     utc_now,
 )
+from bus.trash import Trash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,6 +130,7 @@ class Writer:
         self._linked = 0  # artifact links are right up to this commit
         self._treed = 0  # sidecars and run trees are there up to this commit
         self._tree: Iterator[None] | None = None
+        self._trash = Trash(lake, settings.trash_days)
         self._shown = -1  # the commit up to which this writer has seen to the published catalog
         self._last_commit_s = 0.0
         self._next_publish_s = 0.0
@@ -235,6 +237,7 @@ class Writer:
         self._linked = self.seq
         self._tree = None
         self._treed = 0
+        self._trash.begin_again(self._manifest)
         self._manifest.note_progress(self._progress())
 
     def _commit_of(self, seq: int) -> Commit:
@@ -373,6 +376,7 @@ class Writer:
             self._manifest,
             now=now,
             lineage_wait_s=self._settings.lineage_wait_s,
+            spoken_of=lambda: retention.spoken_of(self._lake),
         )
         disk.crash_point("commit.decided")
         self._note_waiting(candidates, decisions)
@@ -515,7 +519,9 @@ class Writer:
             else:
                 self._publish()
             return False
-        return not self._build_some_trees()
+        if self._build_some_trees():
+            return False
+        return not self._trash.take_out_some(self._manifest, self._check_fence)
 
     def _in_flight(self) -> bool:
         """Whether validators have work: then more commits come soon, and snapshots can wait."""
@@ -537,7 +543,8 @@ class Writer:
             if self._treed >= self.seq:
                 return False
             self._check_fence()
-            self._tree = views.build_trees(self._lake, self._commit_of(self._treed + 1).record)
+            record = self._commit_of(self._treed + 1).record
+            self._tree = views.build_trees(self._lake, record, self._manifest)
         if not views.take(self._tree, _TREE_STEPS):
             self._tree = None
             self._treed += 1

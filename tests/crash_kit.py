@@ -29,6 +29,10 @@ _fork_server = multiprocessing.get_context("forkserver")
 _fork_server.set_forkserver_preload(["tests.crash_kit", "tests.frozen"])
 _PATIENCE_S = 30.0
 
+#: What is passed when something is let go, and what every job passes.
+RETENTION_POINTS = [p for p in disk.CRASH_POINTS if p.startswith(("purge.", "discard.", "trash."))]
+PROTOCOL_POINTS = [p for p in disk.CRASH_POINTS if p not in RETENTION_POINTS]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -62,10 +66,11 @@ class Scene:
     root: Path
     light: bool = True
     lineage_wait_s: float = 600.0
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def pipe(self) -> Pipeline:
-        lake = self.root / "lake"
-        return Pipeline(lake, lineage_wait_s=self.lineage_wait_s, checkpoint_every=1)
+        settings = {"lineage_wait_s": self.lineage_wait_s, "checkpoint_every": 1} | self.settings
+        return Pipeline(self.root / "lake", **settings)
 
     def acknowledged(self) -> set[str]:
         """Jobs whose producer was told that they are staged."""

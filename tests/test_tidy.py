@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 #: A module imports only from modules above it. Packages (tasks/, cli/ …) are one layer each.
 LAYERS = (
     # words and settings
-    *("errors", "strict_json", "shown", "graph", "model", "settings"),
+    *("errors", "strict_json", "shown", "graph", "model", "diagnosis", "settings"),
     # the disk, and processes
     *("disk", "process", "lake"),
     # tables and what they must look like
@@ -48,12 +48,13 @@ LAYERS = (
     ),
     *("table", "second_reader", "validation", "intake"),
     # commits, and what is made of them
-    *("journal", "manifest", "present", "mutations", "decisions", "views", "standing", "answers"),
+    *("journal", "statements", "indexing", "manifest", "retention", "present", "mutations"),
+    *("decisions", "views", "standing", "trash", "answers"),
     *("sqltypes", "canon", "feed", "snapshot", "migrations", "catalog", "exports", "checkpoints"),
     "writer",
-    *("damage", "invariants", "answered", "rebuilt", "verify", "repair"),
+    *("damage", "invariants", "answered", "rebuilt", "verify", "repair", "backup"),
     # what people ask of it, and what they answer
-    *("retry", "lookup", "versions", "pedigree", "lineage", "diff", "runbook"),
+    *("retry", "lookup", "versions", "pedigree", "lineage", "keeping", "diff", "runbook"),
     # delivery: everything above runs without Celery and without Redis
     *(
         "broker",
@@ -72,7 +73,7 @@ LAYERS = (
 
 #: Third-party packages (and sqlite3) and the only layers that may import them.
 CONFINED = {
-    "sqlite3": {"manifest"},
+    "sqlite3": {"manifest", "indexing"},
     "duckdb": {
         *("second_reader", "snapshot", "catalog", "exports", "hashing", "rebuilt", "verify"),
         *("migrations", "diff"),
@@ -131,7 +132,7 @@ LAYOUT_WORDS = {
 LAYOUT_EXCEPTIONS: dict[tuple[str, str], str] = {
     ("catalog", "COMMIT"): "the SQL statement",
     ("manifest", "COMMIT"): "the SQL statement",
-    ("model", "manifest.json"): "names the document in a problem, opens nothing",
+    ("diagnosis", "manifest.json"): "names the document in a problem, opens nothing",
     ("verify", "objects"): "the SQL table",
     ("settings", "bus"): "finds the lake, before there is a Lake to ask",
     ("settings", "endpoint.json"): "likewise",

@@ -79,6 +79,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("views", "Build golden exports now, or list them."),
         "rebuild": ("views", "Recreate every view from objects and journal."),
         "verify": ("views", "Check every invariant of the lake."),
+        "gc": ("storage", "Show what may be deleted and why; with --apply, have it deleted."),
+        "backup": (
+            "storage",
+            "Copy the truth of the lake elsewhere, while it works; only what is new.",
+        ),
+        "restore": (
+            "storage",
+            "Make a new lake of a backup, every byte checked, every view made anew.",
+        ),
+        "policy": ("storage", "Show or set how long replaced versions of a kind are kept."),
     },
     "Processes, for deployments of your own": {
         "worker": ("processes", "Run an ingest worker: validate and hash."),

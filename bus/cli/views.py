@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -184,6 +185,7 @@ def verify(
     quick: Switch = False,
     sample: int | None = None,
     repair: Switch = False,
+    from_: Annotated[Path | None, Parameter(name="--from", show_default=False)] = None,
     progress: Switch = False,
     everywhere: Everywhere = HERE,
 ) -> Reply:
@@ -202,6 +204,7 @@ def verify(
         bus verify --sample 1000 --json
         bus verify --json --progress
         bus verify --repair
+        bus verify --quick --repair --from /backup/lake
 
     Parameters
     ----------
@@ -214,6 +217,8 @@ def verify(
         wrong checkpoints and old leftovers removed, objects made read-only again, and the writer told
         which objects are damaged, so that nobody starts from them, or are back. Where no bus runs,
         this process does the writer's part, and finishes jobs that were left half done.
+    from_
+        With --repair: bring back what is known as damaged from this backup, or this other lake.
     progress
         Tell on stderr how far it is, once a second; with --json as JSON, one object a line.
     """
@@ -224,6 +229,8 @@ def verify(
         raise Refused("--quick hashes nothing, --sample does: give one", code=Code.E103)
     if sample is not None and sample < 1:
         raise Refused("a sample holds at least one object", code=Code.E103, where="--sample")
+    if from_ is not None and not repair:
+        raise Refused("--from is where --repair takes objects from", code=Code.E103, where="--from")
     lake, settings = everywhere.open()
     level: Level = "quick" if quick else "full" if sample is None else "sample"
     registry = Registry.load(settings)
@@ -233,27 +240,30 @@ def verify(
         registry,
         level,
         sample_size=sample,
-        progress=_progress(everywhere, wanted=progress),
+        progress=talk_of_progress(everywhere, wanted=progress),
     )
-    deeds = _repaired(lake, settings, registry, report) if repair else []
+    deeds = _repaired(lake, settings, registry, report, from_) if repair else []
     data = report.as_dict() | {"ok": not report.findings, "lake": str(lake.root), "done": deeds}
     return Reply(data, lambda: _verified(report, deeds), int(bool(report.findings)))
 
 
-def _repaired(lake: Lake, settings: Settings, registry: Registry, report: Report) -> list[str]:
+def _repaired(
+    lake: Lake, settings: Settings, registry: Registry, report: Report, source: Path | None
+) -> list[str]:
     import logging
 
     from bus import disk, repair
+    from bus.lake import Lake as LakeAt
     from bus.process import configure_logging
 
-    deeds = repair.mend(lake, report)
+    deeds = repair.mend(lake, report, None if source is None else LakeAt(source))
     if disk.is_locked(lake.seat_lock) or repair.is_at_rest(lake):
         return deeds  # a running writer finds what it was asked for
     configure_logging("repair", logging.WARNING)
     return deeds + repair.finish(lake, settings, registry)
 
 
-def _progress(everywhere: Everywhere, *, wanted: bool) -> Callable[[str, int, int], None]:
+def talk_of_progress(everywhere: Everywhere, *, wanted: bool) -> Callable[[str, int, int], None]:
     """Talk about long work once a second, when somebody watches or has asked for it."""
     if not wanted and not fancy(sys.stderr):
         return lambda *_: None

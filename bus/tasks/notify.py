@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -30,7 +31,7 @@ from bus.broker import (
     address,
 )
 from bus.errors import BusError, Unavailable
-from bus.model import ID_PATTERN
+from bus.model import ID_PATTERN, utc_now
 
 if TYPE_CHECKING:
     from bus.settings import Settings
@@ -180,4 +181,6 @@ class Pump:
             here.ring_writer(anyway=True)
         if time.monotonic() >= self._next_clean_s:
             clean(here.lake())
+            if here.lake().trash_before(utc_now().date() - timedelta(self._settings.trash_days)):
+                here.ring_writer(anyway=True)
             self._next_clean_s = time.monotonic() + _CLEAN_S

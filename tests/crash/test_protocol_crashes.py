@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bus import disk, exports
-from bus.disk import CRASH_POINTS
 from bus.model import JobState
-from tests.crash_kit import Job, Scene
+from tests.crash_kit import PROTOCOL_POINTS, Job, Scene
 from tests.pipeline import table
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def assert_the_batch_is_as_ever(scene: Scene) -> None:
     assert pipe.rows("SELECT * FROM artifact_lineage") == [(built_on, new["t0"])]
 
 
-@pytest.mark.parametrize("point", [*CRASH_POINTS, *(f"{name}:2" for name in ONCE_A_JOB)])
+@pytest.mark.parametrize("point", [*PROTOCOL_POINTS, *(f"{name}:2" for name in ONCE_A_JOB)])
 def test_killed_at_a_point_and_finished_by_the_next(scene: Scene, point: str) -> None:
     scene.light = point not in NEED_THE_CATALOG
     scene.run(*BEFORE)
@@ -122,14 +121,14 @@ def test_killed_at_a_point_and_finished_by_the_next(scene: Scene, point: str) ->
     assert_the_batch_is_as_ever(scene)
 
 
-@pytest.mark.parametrize("point", [p for p in CRASH_POINTS if p not in NEED_THE_CATALOG])
+@pytest.mark.parametrize("point", [p for p in PROTOCOL_POINTS if p not in NEED_THE_CATALOG])
 def test_killed_again_in_the_middle_of_recovery(scene: Scene, point: str) -> None:
     chance = random.Random(f"seed of {point}")
     scene.run(*BEFORE)
     scene.run(*MORE, crash=point)
     deaths = 0
     for _ in range(4):
-        later = chance.choice([*CRASH_POINTS][4:])  # recovery submits nothing
+        later = chance.choice([*PROTOCOL_POINTS][4:])  # recovery submits nothing
         deaths += scene.run(crash=f"{later}:{chance.randint(1, 2)}")
     scene.run()
     assert_all_is_well(scene, [*BEFORE, *MORE])

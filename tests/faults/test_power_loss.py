@@ -30,7 +30,7 @@ from tests.crash.test_protocol_crashes import (
     assert_all_is_well,
     assert_the_batch_is_as_ever,
 )
-from tests.crash_kit import Job, Scene
+from tests.crash_kit import PROTOCOL_POINTS, Job, Scene
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ FILE_SYSTEMS = {
     "xfs": (["mkfs.xfs", "-q", "-f"], 320 * _MIB),
 }
 #: LightCatalog stands in for the catalog: its own points are passed in a test of crashes only.
-POINTS = [name for name in disk.CRASH_POINTS if name not in NEED_THE_CATALOG]
+POINTS = [name for name in PROTOCOL_POINTS if name not in NEED_THE_CATALOG]
 TWICE = [f"{name}:2" for name in ONCE_A_JOB]
 #: Points that recovery passes, whatever it finds.
 IN_RECOVERY = [name for name in POINTS if not name.startswith("stage.")]

@@ -166,6 +166,27 @@ def test_views_are_rebuilt_by_the_running_writer(
     assert bus(*submit)[0] == 0  # and it goes on committing
 
 
+def test_what_was_replaced_is_collected_and_backed_up_while_the_bus_runs(
+    bus: Callable[..., Answer], live_bus: Bus, tmp_path: Path
+) -> None:
+    kind: dict[str, Any] = {"kind": "collected", "producer": "shell", "logical_key": "k"}
+    first = live_bus.submit(small_table(start=501), **kind).wait(30).artifacts[0]
+    backup = bus("backup", tmp_path / "backup")
+    assert (backup[0], backup[1]["findings"]) == (0, [])
+    live_bus.submit(small_table(start=502), **kind, supersedes=first.artifact_id).wait(30)
+    assert bus("policy", "collected", "--keep-last", "1", "--wait", "--timeout", "30")[0] == 0
+    status, plan = bus("gc", "--grace-days", "0", "--apply", "--wait", "--timeout", "30")
+    assert status == 0
+    assert [answer["status"] for answer in plan["answers"]] == ["committed"] * len(plan["jobs"])
+    wait_until(lambda: not Path(first.path).exists(), what="the object in the trash")
+    assert bus("show", first.artifact_id)[1]["status"] == "purged"
+    assert bus("gc", "--undo", first.artifact_id, "--wait", "--timeout", "30")[0] == 0
+    assert Path(first.path).exists()
+    assert bus("backup", tmp_path / "backup")[1]["copied_objects"] >= 1
+    assert bus("backup", tmp_path / "backup", "--verify")[0] == 0
+    assert bus("verify", "--quick")[1]["findings"] == []
+
+
 def test_an_export_is_built_by_hand_while_the_bus_runs(bus: Callable[..., Answer]) -> None:
     wait_until(lambda: bus("query", "SELECT 1 AS x")[0] == 0, what="a catalog")
     status, (export,) = bus("export", "schema_views")

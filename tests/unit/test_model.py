@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
+from bus.diagnosis import manifest_problems
 from bus.model import (
     ARTIFACT_NAMESPACE,
     TRANSITIONS,
@@ -25,7 +26,6 @@ from bus.model import (
     artifact_id_of,
     canonical_json,
     iso,
-    manifest_problems,
 )
 
 #: The example of the source documents, word for word.

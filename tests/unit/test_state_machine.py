@@ -28,13 +28,12 @@ from hypothesis.stateful import (
 
 from bus import writer as writer_module
 from bus.catalog import Catalog, select
-from bus.disk import CRASH_POINTS
 from bus.errors import JobConflict
 from bus.lake import COMMIT
 from bus.manifest import Manifest
 from bus.model import CommitMarker, JobState, Outcome, Receipt, RejectReason
 from bus.versions import alias_history
-from tests.crash_kit import Job, Scene
+from tests.crash_kit import PROTOCOL_POINTS, Job, Scene
 from tests.pipeline import KIND, LightCatalog, Pipeline, table
 from tests.plain_lake import FAULTS, PlainLake
 
@@ -65,9 +64,9 @@ OPS = (
     *("alias", "alias", "alias if", "no alias", "pin", "pin", "unpin", "unpin all"),
 )
 SAYING = st.tuples(st.sampled_from(OPS), WHICH, WHICH, st.sampled_from(["red", "blue"]))
-STAGING_POINTS = [point for point in CRASH_POINTS if point.startswith("stage.")]
+STAGING_POINTS = [point for point in PROTOCOL_POINTS if point.startswith("stage.")]
 ELSEWHERE = ("stage.", "export.", "checkpoint.")
-POINTS = [point for point in CRASH_POINTS if not point.startswith(ELSEWHERE)]
+POINTS = [point for point in PROTOCOL_POINTS if not point.startswith(ELSEWHERE)]
 
 
 def as_it_waits(job: Job) -> Job:

@@ -1,4 +1,4 @@
-"""Commands that change something: retry, rebuild, verify after damage, export."""
+"""Commands that change something: retry, rebuild, verify after damage, export, gc, backup."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bus.lake import COMMIT, OUR_NAMES
 from bus.model import CommitMarker, JobState
+from tests.pipeline import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,3 +80,80 @@ def test_an_export_by_hand_writes_the_file(own: Pipeline, bus: Callable[..., Sai
     states = {e["name"]: e["state"] for e in bus("export", "--list", *at).json}
     assert states["schema_columns"] == "ok"
     assert states["alerts_std"] == "never"
+
+
+# ── room, and copies ──────────────────────────────────────────────────────────────────────────
+
+
+def work(own: Pipeline) -> None:
+    own.judge()
+    with own.writer() as writer:
+        while writer.drain().more:
+            pass
+
+
+def test_a_plan_names_what_may_go_and_applied_it_goes_and_can_be_taken_back(
+    own: Pipeline, bus: Callable[..., Said]
+) -> None:
+    at = ["--lake", own.lake.root]
+    own.stage("wrong", table(8), keys=["token=SOL"], run_id="run-8")
+    work(own)
+    target = own.receipt("wrong").artifacts[0].artifact_id
+    withdrawn = [{"op": "tombstone", "target": target, "reason": "wrong tick size"}]
+    own.stage("withdraw", mutations=withdrawn)
+    work(own)
+    assert "signals token=SOL" not in bus("gc", *at).out
+    plan = bus("gc", *at, "--grace-days", "0")
+    assert "signals token=SOL" in plan.out
+    assert "bus gc --apply" in plan.out
+    kept = bus("gc", *at, "--kept").out
+    assert "withdrawn only lately" in kept
+    applied = bus("gc", *at, "--grace-days", "0", "--apply", "--json")
+    assert applied.status == 0
+    (job_id,) = applied.json["jobs"]
+    assert own.lake.state_of(job_id) is JobState.STAGED
+    work(own)
+    assert bus("wait", job_id, *at, "--timeout", "0").status == 0
+    shown = bus("show", target, *at).out
+    assert "purged" in shown
+    assert "wrong tick size" in shown
+    taken_back = bus("gc", "--undo", target[:8], *at, "--json")
+    assert taken_back.status == 0
+    work(own)
+    assert "tombstoned" in bus("show", target, *at).out
+    assert Path(bus("path", target, *at).out.strip()).exists()
+
+
+def test_a_policy_is_set_shown_and_removed(own: Pipeline, bus: Callable[..., Said]) -> None:
+    at = ["--lake", own.lake.root]
+    assert bus("policy", "signals", "--keep-last", "3", "--keep-days", "30", *at).status == 0
+    work(own)
+    (policy,) = bus("policy", "--json", *at).json
+    seq = policy.pop("seq")
+    assert policy == {"kind": "signals", "keep_last": 3, "keep_days": 30}
+    assert own.records()[seq - 1].jobs[0].producer == "bus.policy"
+    assert bus("policy", "signals", "--remove", *at).status == 0
+    work(own)
+    assert bus("policy", "signals", "--show", "--json", *at).json == []
+
+
+def test_a_backup_is_made_checked_and_restored(
+    own: Pipeline, bus: Callable[..., Said], tmp_path: Path
+) -> None:
+    at = ["--lake", own.lake.root]
+    made = bus("backup", tmp_path / "backup", *at, "--json")
+    assert (made.status, made.json["seq"], made.json["copied_objects"]) == (0, 3, 1)
+    assert bus("backup", tmp_path / "backup", *at).out.startswith("backed up, up to commit 3")
+    assert bus("backup", tmp_path / "backup", "--verify").status == 0
+    assert bus("restore", tmp_path / "backup", tmp_path / "new").status == 0
+    there = ["--lake", tmp_path / "new"]
+    assert Path(bus("path", "run-1/alerts", *there).out.strip()).is_relative_to(tmp_path / "new")
+    assert bus("verify", *there).status == 0
+    again = bus("restore", tmp_path / "backup", tmp_path / "new")
+    assert again.status == 2
+    assert "E513" in again.err
+    (object_,) = (tmp_path / "backup").rglob("*.parquet")
+    object_.unlink()
+    said = bus("backup", tmp_path / "backup", "--verify", "--json")
+    assert said.status == 1
+    assert object_.stem in said.json["findings"][0]["where"]

@@ -16,8 +16,8 @@ import { newJobId } from "./staging.js";
 import { type Submission, submitArtifact, submitJob } from "./submit.js";
 import type { Columns, Row } from "./table.js";
 
-/** `damaged`: its bytes are gone or changed; do not start from it. */
-export type ArtifactStatus = "active" | "superseded" | "tombstoned" | "damaged";
+/** `damaged`: its bytes are gone or changed; `purged`: given up on purpose. Do not start from either. */
+export type ArtifactStatus = "active" | "superseded" | "tombstoned" | "damaged" | "purged";
 
 /** One artifact: an immutable table. */
 export interface Artifact {
@@ -352,6 +352,7 @@ const SELECT_ARTIFACTS = `
          epoch_us(ingested_at) AS created_us, seq, run_id, producer, name
   FROM (
     SELECT *, CASE
+      WHEN artifact_id IN (SELECT artifact_id FROM catalog.purged_v) THEN 'purged'
       WHEN artifact_id IN (SELECT artifact_id FROM catalog.tombstones_f) THEN 'tombstoned'
       WHEN artifact_id IN (SELECT artifact_id FROM catalog.damaged_v) THEN 'damaged'
       WHEN artifact_id IN (SELECT supersedes_artifact_id FROM catalog.supersedes_f) THEN 'superseded'
