@@ -18,7 +18,7 @@ import secrets
 import stat
 import time
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -316,18 +316,17 @@ class _Drain:
     def _conclude(self, judged: list[tuple[Claim, Judgement]]) -> None:
         """Objects of all jobs, durable; then all verdicts, durable; then on to ready/."""
         disk.crash_point("validate.done")
-        shelf = Shelf(self._lake)
-        judged = self._each(judged, lambda claim, j: shelf.sync_files(claim.path, j.files))
-        judged = self._each(judged, lambda claim, j: shelf.link(claim.path, j.files))
-        shelf.sync()
+        with closing(Shelf(self._lake)) as shelf:
+            judged = self._each(judged, lambda claim, j: shelf.take(claim.path, j.files))
+            shelf.sync_files()
+            judged = self._each(judged, lambda claim, j: shelf.link(claim.path, j.files))
+            shelf.sync()
         disk.crash_point("store.done")
         token = secrets.token_hex(8)
         judged = self._each(judged, lambda claim, j: _write(_temporary(claim, token), j.verdict))
-        for claim, _ in judged:
-            synced(disk.sync_file, _temporary(claim, token))
+        synced(disk.sync_all, [_temporary(claim, token) for claim, _ in judged])
         judged = self._each(judged, lambda claim, _: _publish(claim, token))
-        for claim, _ in judged:
-            synced(disk.sync_dir, claim.path)
+        synced(disk.sync_all, [claim.path for claim, _ in judged])
         disk.crash_point("verdict.written")
         self._each(judged, lambda claim, _: self._hand_over(claim))
 

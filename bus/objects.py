@@ -10,7 +10,8 @@ import errno
 import os
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bus import disk
 from bus.errors import Code, Unavailable
@@ -18,7 +19,6 @@ from bus.hashing import file_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from bus.lake import Lake
 
@@ -51,14 +51,18 @@ class SyncError(Unavailable):
     default_code = Code.E505
 
 
-def synced(sync: Callable[..., None], *where: Path | str | int) -> None:
-    """Call a sync function of `bus.disk`. Raises `SyncError`, which nobody may swallow."""
+def synced(sync: Callable[[Any], None], where: Any) -> None:
+    """Call a sync function of `bus.disk` on its one argument, or list of them.
+
+    Raises `SyncError`, which nobody may swallow.
+    """
     try:
-        sync(*where)
+        sync(where)
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         code = Code.E504 if full else Code.E505
-        raise SyncError(f"fsync: {error.strerror}", code=code, where=str(where[-1])) from error
+        place = where if isinstance(where, str | Path) else where[0]
+        raise SyncError(f"fsync: {error.strerror}", code=code, where=str(place)) from error
 
 
 def copied(source: Path, target: Path, sha256: str) -> bool:
@@ -82,21 +86,36 @@ def copied(source: Path, target: Path, sha256: str) -> bool:
 
 
 class Shelf:
-    """The objects of one group of jobs: `sync_files` of each job, `link` of each, `sync` once."""
+    """The objects of one group of jobs: `take` each job, `sync_files`, `link` each, `sync`; `close`."""
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
+        self._taken: list[int] = []
         self._touched: set[Path] = set()
         self._proven: set[str] = set()
 
-    def sync_files(self, directory: Path, files: list[JudgedFile]) -> None:
-        """Make a job's files durable. Raises `ChangedError` when one is not what was judged."""
+    def take(self, directory: Path, files: list[JudgedFile]) -> None:
+        """Hold a job's files for `sync_files`. Raises `ChangedError` when one is not as judged."""
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for file in files:
-                _sync_unchanged(directory_fd, file)
+                self._taken.append(_unchanged(directory_fd, file))
+                if len(self._taken) == disk.SYNCED_AT_ONCE:
+                    self.sync_files()
         finally:
             os.close(directory_fd)
+
+    def sync_files(self) -> None:
+        """Make the files of all jobs that were taken durable. Raises `SyncError`."""
+        try:
+            synced(disk.sync_fds, self._taken)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of files that were taken and not synced."""
+        while self._taken:
+            os.close(self._taken.pop())
 
     def link(self, directory: Path, files: list[JudgedFile]) -> None:
         """Give a job's files their names in objects/; one that exists is proven by its hash."""
@@ -122,8 +141,7 @@ class Shelf:
 
     def sync(self) -> None:
         """Make every name durable: each directory once. Raises `SyncError`."""
-        for directory in sorted(self._touched, reverse=True):
-            synced(disk.sync_dir, directory)
+        synced(disk.sync_all, sorted(self._touched, reverse=True))
 
     def _make_room(self, directory: Path) -> None:
         """Create `objects/<ab>` where it is missing; objects/ itself must then be synced too."""
@@ -160,14 +178,13 @@ class Shelf:
         return self._lake.quarantine / name
 
 
-def _sync_unchanged(directory_fd: int, file: JudgedFile) -> None:
+def _unchanged(directory_fd: int, file: JudgedFile) -> int:
+    """The very file that was judged, open."""
     try:
         fd = disk.open_foreign(directory_fd, file.relpath)
     except FileNotFoundError:
         raise ChangedError(file.relpath) from None
-    try:
-        if JudgedFile.of(fd, file.relpath, file.sha256) != file:
-            raise ChangedError(file.relpath)
-        synced(disk.sync_fd, fd)
-    finally:
+    if JudgedFile.of(fd, file.relpath, file.sha256) != file:
         os.close(fd)
+        raise ChangedError(file.relpath)
+    return fd

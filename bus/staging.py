@@ -171,7 +171,7 @@ class Staging:
         disk.write_plain(self._path / MANIFEST, data)
         disk.write_plain(self._path / COMMIT, marker.to_bytes())
         relpaths = [entry["relpath"] for entry in self._entries]
-        disk.sync_files([self._path / name for name in (*relpaths, MANIFEST, COMMIT)])
+        disk.sync_all([self._path / name for name in (*relpaths, MANIFEST, COMMIT)])
         disk.crash_point("stage.manifest")
         try:
             waiting = self._publish(manifest)

@@ -459,11 +459,11 @@ class Writer:
             answer = self._answer_to(job, record)
             if self._write_answer(candidate, job, answer):
                 written.append((candidate, job, answer))
-        for candidate, job, _ in written:
-            disk.sync_file(f"{candidate.place}/{_answer_name(job)}")
+        disk.sync_all([f"{candidate.place}/{_answer_name(job)}" for candidate, job, _ in written])
         for candidate, job, _ in written:
             self._clear(candidate, job)
-            disk.sync_dir(candidate.place)
+        disk.sync_all([candidate.place for candidate, *_ in written])
+        for candidate, job, _ in written:
             disk.crash_point("answer.written")
             self._check_fence()  # if we slept here, another submission may lie under this name
             disk.move(candidate.place, self._lake.free_place(_final_state(job), candidate.job_id))

@@ -175,12 +175,12 @@ def test_many_files_are_each_synced_once_and_a_failure_of_one_is_raised(
 
     monkeypatch.setattr(os, "fsync", fsync)
     opened, failing = len(os.listdir("/proc/self/fd")), ""
-    disk.sync_files(paths)
+    disk.sync_all(paths)
     assert sorted(told) == [path.name for path in paths]
     told.clear()
     failing = "03"
     with pytest.raises(OSError, match="failed"):
-        disk.sync_files(paths)
+        disk.sync_all(paths)
     assert told.count("03") == 1
     assert len(os.listdir("/proc/self/fd")) == opened
 

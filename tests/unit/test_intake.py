@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -297,21 +298,19 @@ def test_a_file_that_changes_between_judgement_and_store_is_judged_again(
     assert codes(verdict_of(lake, "job")) == ["E307"]
 
 
-def test_syncs_are_shared_by_a_group(
-    lake: Lake, intake: Intake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_syncs_are_shared_by_a_group(lake: Lake, intake: Intake) -> None:
     files = {f"{i}.parquet": small_table(start=i) for i in range(40)}
     put_job(lake, "many", files)
     synced: list[str] = []
-    sync_dir = disk.sync_dir
 
-    def note(path: Path | str) -> None:
-        synced.append(str(path))
-        sync_dir(path)
+    class Noting(disk.Device):
+        def fsync(self, fd: int) -> None:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                synced.append(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115 - no file, a descriptor
+            super().fsync(fd)
 
-    monkeypatch.setattr(disk, "sync_dir", note)
-
-    intake.drain()
+    with disk.using(Noting()):
+        intake.drain()
 
     assert len(synced) == len(set(synced)), "each directory once"
     prefixes = {path.parent for path in lake.all_objects()}
@@ -393,7 +392,7 @@ def test_a_failed_fsync_is_for_the_process_to_die_of(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(disk, "sync_fd", broken)
+        patched.setattr(os, "fsync", broken)
         with pytest.raises(SyncError):
             intake.drain()
 
