@@ -25,6 +25,7 @@ MEASUREMENTS = (
     "idle_latency",
     "writer_alone",
     "rebuild",
+    "store",
     "lineage",
     "verify",
     "retention",

@@ -24,6 +24,7 @@ from bus.errors import (
 )
 
 if TYPE_CHECKING:
+    from bus.artifact import Artifact
     from bus.client import Bus, Job, connect
     from bus.model import JobState, Receipt
     from bus.settings import Settings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Artifact",
     "Bus",
     "BusError",
     "Code",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "Artifact": "bus.artifact",
     "Bus": "bus.client",
     "Job": "bus.client",
     "JobState": "bus.model",

@@ -178,11 +178,17 @@ class Catalog:
         self.delete(self._lake)
         self._attach()
         objects = literal(self._lake.public(self._lake.objects))
-        artifact = statement("artifact").format(objects=objects)
+        spelled = {
+            "artifact": statement("artifact").format(objects=objects),
+            "status_now": statement("status").format(begun="true", ended="ended_seq IS NOT NULL"),
+            "status_then": statement("status").format(
+                begun="added_seq <= as_of", ended="coalesce(ended_seq <= as_of, false)"
+            ),
+        }
         fresh = {table.name: table.pick_fresh for table in TABLES}
         with self._transaction():
             self._run(statement("tables"))
-            self._run(statement("views").format(artifact=artifact, **fresh))
+            self._run(statement("views").format(**spelled, **fresh))
             self._run("INSERT INTO held.meta VALUES (0, ?, 0, ?)", [GENESIS, self._layout])
         self.applied_seq = 0
         self._seen = {}

@@ -30,7 +30,8 @@ CREATE TABLE held.uses(
   use_no BIGINT, run_id VARCHAR, name VARCHAR, artifact_id UUID, producer VARCHAR, kind VARCHAR,
   schema_version INTEGER, rows BIGINT, schema_hint VARCHAR, file_digest BLOB,
   content_scheme VARCHAR, content_digest BLOB, created_at_utc TIMESTAMPTZ,
-  ingested_at TIMESTAMPTZ, seq BIGINT, again INTEGER, meta_json VARCHAR);
+  ingested_at TIMESTAMPTZ, seq BIGINT, again INTEGER, meta_json VARCHAR, logical_key VARCHAR,
+  min_ts TIMESTAMPTZ, max_ts TIMESTAMPTZ);
 CREATE TABLE held.jobs(
   job_no BIGINT, job_id VARCHAR, seq BIGINT, outcome VARCHAR, first_seq BIGINT, run_id VARCHAR,
   producer VARCHAR, kind VARCHAR, created_at_utc TIMESTAMPTZ, committed_at_utc TIMESTAMPTZ,
@@ -55,9 +56,9 @@ CREATE TABLE held.pin_facts(
   pin VARCHAR, artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
 
 -- The identities of those few artifacts that were ever purged, damaged or revived. Every other
--- artifact is simply there.
+-- artifact is simply there. `file_digest`: the bytes that it stood on in between.
 CREATE TABLE catalog.identity_facts(
-  artifact_no BIGINT, artifact_id UUID, added_seq BIGINT, ended_seq BIGINT);
+  artifact_no BIGINT, artifact_id UUID, file_digest BLOB, added_seq BIGINT, ended_seq BIGINT);
 
 -- Every column, with every type, that tables without a full contract have had; in order of
 -- appearance. What canon.<kind> shows is made of it.
@@ -79,7 +80,8 @@ SELECT use_no, run_id, name, artifact_id::UUID AS artifact_id, producer, kind,
        schema_version::INTEGER AS schema_version, rows, schema_hint,
        unhex(file_hash[-64:]) AS file_digest, content_hash[:-66] AS content_scheme,
        unhex(content_hash[-64:]) AS content_digest, created_at_utc::TIMESTAMPTZ AS created_at_utc,
-       ingested_at::TIMESTAMPTZ AS ingested_at, seq, again::INTEGER AS again, meta_json
+       ingested_at::TIMESTAMPTZ AS ingested_at, seq, again::INTEGER AS again, meta_json, logical_key,
+       min_ts::TIMESTAMPTZ AS min_ts, max_ts::TIMESTAMPTZ AS max_ts
 FROM {incoming}
 
 -- name: pick_jobs
@@ -187,9 +189,15 @@ CREATE VIEW catalog.pins_f AS
 SELECT pin, artifact_id::VARCHAR AS artifact_id, added_seq
 FROM catalog.pin_facts WHERE ended_seq IS NULL;
 
--- The artifacts of all runs. canonical_path is the immutable object: readable from the moment the
--- row is visible, whatever becomes of links and trees.
+-- The artifacts of all runs: one row for each delivery. canonical_path is the immutable object:
+-- readable from the moment the row is visible, whatever becomes of links and trees.
 CREATE VIEW catalog.artifacts_f AS SELECT {artifact} FROM catalog.uses;
+
+-- Each artifact once, as it was first delivered, with the status it has. (Not a column of
+-- artifacts_f: looking status up costs more than all that most queries of that view do.)
+CREATE VIEW catalog.artifacts_d AS
+SELECT {artifact}, {status_now} AS status FROM catalog.uses
+WHERE use_no IN (SELECT min(use_no) FROM catalog.uses GROUP BY artifact_id);
 
 -- Artifacts nobody should start from: tombstoned, purged or damaged.
 CREATE VIEW catalog.withdrawn_v AS
@@ -221,26 +229,28 @@ ORDER BY use_no DESC;
 
 -- artifacts_f as it stood after commit `as_of`, with the status each artifact had then.
 CREATE MACRO catalog.artifacts_asof(as_of) AS TABLE
-SELECT {artifact},
-       CASE
-         WHEN artifact_id IN (
-           SELECT artifact_id FROM catalog.identity_facts WHERE added_seq <= as_of
-           GROUP BY artifact_id HAVING count(*) = count(ended_seq) FILTER (ended_seq <= as_of))
-           THEN 'unavailable'
-         WHEN file_digest IN (
-           SELECT unhex(file_hash[-64:]) FROM catalog.purge_facts
-           WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'purged'
-         WHEN artifact_id IN (
-           SELECT artifact_id FROM catalog.tombstone_facts
-           WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'tombstoned'
-         WHEN file_digest IN (
-           SELECT unhex(file_hash[-64:]) FROM catalog.damage_facts
-           WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'damaged'
-         WHEN artifact_id IN (
-           SELECT supersedes_artifact_id FROM catalog.supersede_facts
-           WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) THEN 'superseded'
-         ELSE 'active' END AS status
-FROM catalog.uses WHERE seq <= as_of;
+SELECT {artifact}, {status_then} AS status FROM (
+  SELECT u.* REPLACE (coalesce(i.file_digest, u.file_digest) AS file_digest)
+  FROM catalog.uses u LEFT JOIN (
+    SELECT artifact_id, file_digest FROM catalog.identity_facts
+    WHERE added_seq <= as_of AND coalesce(ended_seq > as_of, true)) i USING (artifact_id)
+  WHERE u.seq <= as_of);
+
+-- name: status
+-- The status of a row of `uses`, by the facts that have begun and those that have ended.
+CASE
+WHEN file_digest IN (
+  SELECT unhex(file_hash[-64:]) FROM catalog.purge_facts WHERE {begun} AND NOT {ended})
+  THEN 'purged'
+WHEN artifact_id IN (SELECT artifact_id FROM catalog.tombstone_facts WHERE {begun} AND NOT {ended})
+  THEN 'tombstoned'
+WHEN file_digest IN (
+  SELECT unhex(file_hash[-64:]) FROM catalog.damage_facts WHERE {begun} AND NOT {ended})
+  THEN 'damaged'
+WHEN artifact_id IN (
+  SELECT supersedes_artifact_id FROM catalog.supersede_facts WHERE {begun} AND NOT {ended})
+  THEN 'superseded'
+ELSE 'active' END
 
 -- name: artifact
 -- The columns of artifacts_f, spelled out of a row of `uses`. {objects} is the published root of
@@ -253,7 +263,7 @@ run_id, name, artifact_id::VARCHAR AS artifact_id, producer, kind, schema_versio
   AS canonical_path,
 rows, schema_hint, 'sha256:' || lower(hex(file_digest)) AS file_hash,
 content_scheme || ':' || lower(hex(content_digest)) AS content_hash, created_at_utc, ingested_at,
-seq, meta_json
+seq, meta_json, logical_key, min_ts, max_ts
 
 -- name: fresh
 -- The fresh rows of one table, as `pick_…` wants them.
@@ -282,7 +292,7 @@ WHERE artifact_id IN (SELECT artifact_id::UUID FROM incoming)
 
 -- name: add_identities
 INSERT INTO catalog.identity_facts
-SELECT artifact_no, artifact_id::UUID, added_seq, ended_seq FROM incoming
+SELECT artifact_no, artifact_id::UUID, unhex(file_hash[-64:]), added_seq, ended_seq FROM incoming
 
 -- name: digest
 -- Order-independent over the rows of one relation.
@@ -300,11 +310,14 @@ FROM runs WHERE last_seq > :low AND last_seq <= :high
 
 -- name: read_uses
 -- A use shows the bytes that its artifact has now, which differ after a revival.
-SELECT use_no, run_id, name, artifact_id, producer, kind, schema_version, rows, schema_hint,
-       coalesce((SELECT f.file_hash FROM artifact_facts f WHERE f.artifact_id = u.artifact_id
-                 ORDER BY f.artifact_no DESC LIMIT 1), file_hash) AS file_hash,
-       content_hash, created_at_utc, ingested_at, seq, meta_json
-FROM run_artifacts u WHERE seq > :low AND seq <= :high ORDER BY use_no
+SELECT use_no, run_id, name, u.artifact_id, producer, kind, u.schema_version, rows, schema_hint,
+       f.file_hash, u.content_hash, created_at_utc, ingested_at, seq, meta_json, f.logical_key,
+       f.min_ts, f.max_ts
+FROM run_artifacts u CROSS JOIN artifact_facts f ON f.artifact_no = (
+  SELECT max(n.artifact_no) FROM artifact_facts n WHERE n.artifact_id = u.artifact_id)
+WHERE use_no > ifnull((SELECT last_use_no FROM commits WHERE seq = :low), 0)
+  AND use_no <= (SELECT last_use_no FROM commits WHERE seq = :high)
+ORDER BY use_no
 
 -- name: read_jobs
 SELECT job_no, job_id, seq, outcome, first_seq, run_id, producer, kind, created_at_utc,
@@ -332,7 +345,7 @@ AND NOT EXISTS (
 
 -- name: read_identities
 -- All identities of artifacts one of whose identities ended, or followed on one that had.
-SELECT artifact_no, artifact_id, added_seq, ended_seq FROM artifact_facts
+SELECT artifact_no, artifact_id, file_hash, added_seq, ended_seq FROM artifact_facts
 WHERE artifact_id IN (
   SELECT artifact_id FROM artifact_facts WHERE ended_seq > :low
   UNION
@@ -351,7 +364,9 @@ GROUP BY artifact_type, schema_version, columns_json ORDER BY min(artifact_no)
 
 -- name: read_window
 -- Where a window of about `size` uses ends: with a whole commit.
-SELECT seq FROM run_artifacts WHERE seq > :low AND seq < :high ORDER BY seq LIMIT 1 OFFSET :size
+SELECT seq FROM run_artifacts
+WHERE use_no > ifnull((SELECT last_use_no FROM commits WHERE seq = :low), 0) AND seq < :high
+ORDER BY use_no LIMIT 1 OFFSET :size
 
 -- name: read_last
 SELECT coalesce(max(artifact_no), 0) FROM artifact_facts

@@ -23,10 +23,11 @@ from bus import provenance as code, shown, versions
 from bus.broker import Broker
 from bus.errors import Code, JobConflict, NotFound, Problem, Rejected, Unavailable, WaitTimeout
 from bus.keeping import Keeping
-from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT, Lake
+from bus.lake import COMMIT, RECEIPT, REJECT_REASON, VERDICT
 from bus.lineage import Genealogy
 from bus.model import CommitMarker, JobState, Provenance, Receipt, RejectReason
 from bus.progress import Bar
+from bus.reader import Reader
 from bus.settings import Settings
 from bus.versions import Changes
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from bus.diff import Diff
     from bus.frames import ParquetOptions, Progress
-    from bus.snapshot import Snapshots
+    from bus.lake import Lake
     from bus.specs import Registry
     from bus.staging import StagedJob, Staging
 
@@ -64,15 +65,15 @@ def connect(root: str | Path | None = None) -> Bus:
     return Bus(Settings.load(root))
 
 
-class Bus(Changes["Job"], Genealogy, Keeping["Job"]):
+class Bus(Reader, Changes["Job"], Genealogy, Keeping["Job"]):
     """One lake, seen by a program outside. Threads and forked children may share it.
 
-    `ring` tells the bus to look at a job, when not by the notify list; it must never raise.
+    How it reads is said in `bus.reader`, what changes it makes in `bus.versions`. `ring` tells the
+    bus to look at a job, when not by the notify list; it must never raise.
     """
 
     def __init__(self, settings: Settings, ring: Callable[[str], object] | None = None) -> None:
-        self.settings = settings
-        self.lake = Lake(settings.lake, settings.public_lake)
+        super().__init__(settings)
         self.broker = Broker(settings)
         self._ring = ring or self.broker.ring
 
@@ -80,12 +81,6 @@ class Bus(Changes["Job"], Genealogy, Keeping["Job"]):
     def run_id(self) -> str:
         """The run that jobs belong to when none is named: this object's."""
         return str(uuid.uuid4())
-
-    @cached_property
-    def _snapshots(self) -> Snapshots:
-        from bus.snapshot import Snapshots  # noqa: PLC0415 - brings duckdb; producers need it not
-
-        return Snapshots(self.lake)
 
     @cached_property
     def _registry(self) -> Registry:
@@ -262,14 +257,6 @@ class Bus(Changes["Job"], Genealogy, Keeping["Job"]):
         return self.find_job(job_id).wait(timeout_s)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────
-
-    def query(self, sql: str, limit: int | None = None) -> list[dict[str, Any]]:
-        """One SELECT over the published catalog (`catalog.*`, `canon.*`): a dict for each row.
-
-        Raises `Refused` (E510) for anything but reading, `Unavailable` (E508) without a catalog.
-        """
-        columns, rows = self._snapshots.select(sql, limit)
-        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def diff(self, a: str, b: str, key: Sequence[str] | str | None = None, limit: int = 10) -> Diff:
         """What differs between two artifacts: columns, rows, and cells of rows with the same key.

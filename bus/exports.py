@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bus import disk
-from bus.errors import BusError, Code, LakeBusy, NotFound, Refused
+from bus.errors import BusError, Code, Damaged, LakeBusy, NotFound, Refused
 from bus.lake import Lake
 from bus.model import ID_PATTERN, iso, utc_now
 from bus.process import die_with_parent
@@ -37,7 +37,7 @@ from bus.settings import Settings
 from bus.snapshot import PURE, VOLATILE, asking, connect_snapshot, read, time_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from bus.snapshot import Reading
 
@@ -134,13 +134,19 @@ def _kinds_of(db: duckdb.DuckDBPyConnection, table: str) -> list[str]:
 
 
 def build(
-    lake: Lake, settings: Settings, names: Iterable[str] | None = None, *, force: bool = False
+    lake: Lake,
+    settings: Settings,
+    names: Iterable[str] | None = None,
+    *,
+    force: bool = False,
+    gone: Mapping[str, str] | None = None,
 ) -> list[BuiltExport]:
     """Run the exports over the published snapshot; files that changed wait to be published.
 
     One build at a time: raises `LakeBusy` (E503) while another is at work. Raises `NotFound` for a
     name that is not in the settings and `Unavailable` (E508) without a catalog; what is wrong with
-    one export is in its result and stops no other. `force` writes also what did not change.
+    one export is in its result and stops no other. `force` writes also what did not change. `gone`
+    says of a kind what is missing of it: an export that reads it fails.
     """
     wanted = chosen(settings, names)
     with disk.locked(lake.export_lock) as lock:
@@ -152,7 +158,7 @@ def build(
         with connect_snapshot(
             lake, threads=1, memory_limit=_MEMORY_LIMIT, spill=folder / "spill"
         ) as db:
-            builder = _Builder(lake, settings, db, folder, force=force)
+            builder = _Builder(lake, settings, db, folder, force=force, gone=gone or {})
             built = [builder.build(name) for name in wanted]
         disk.remove_tree(folder / "spill")
         results = json.dumps([asdict(export) for export in built]).encode()
@@ -184,12 +190,14 @@ class _Builder:
         folder: Path,
         *,
         force: bool,
+        gone: Mapping[str, str],
     ) -> None:
         self._lake = lake
         self._settings = settings
         self._db = db
         self._folder = folder
         self._force = force
+        self._gone = gone
         self._before = _results(lake)
         ((seq,),) = db.execute("SELECT applied_seq FROM catalog.applied_v").fetchall()
         self._seq = int(seq)
@@ -203,6 +211,8 @@ class _Builder:
             _check_name(name)
             sql = self._settings.exports[name].sql
             fingerprint = self._fingerprint(sql)
+            if missing := [self._gone[kind] for kind in sorted(self._kinds & self._gone.keys())]:
+                raise Damaged("; ".join(missing), where=name)
             if self._is_current(name, fingerprint):
                 return self._done(name, started_s, fingerprint, unchanged=True)
             path = self._folder / f"{name}.parquet"

@@ -48,6 +48,7 @@ _INTEGERS = {
 }
 _MOMENTS = {
     *("created_at_utc", "first_seen_at", "last_seen_at", "ingested_at", "committed_at_utc"),
+    *("min_ts", "max_ts"),
 }
 
 
@@ -111,7 +112,7 @@ TABLES = (
         (
             *("use_no", "run_id", "name", "artifact_id", "producer", "kind", "schema_version"),
             *("rows", "schema_hint", "file_hash", "content_hash", "created_at_utc"),
-            *("ingested_at", "seq", "meta_json", "again"),
+            *("ingested_at", "seq", "meta_json", "logical_key", "min_ts", "max_ts", "again"),
         ),
     ),
     Table(
@@ -133,7 +134,7 @@ TABLES = (
 )
 FACTS = tuple(table for table in TABLES if table.facts)
 REVIVED = ("artifact_id", "file_hash")
-IDENTITIES = ("artifact_no", "artifact_id", "added_seq", "ended_seq")
+IDENTITIES = ("artifact_no", "artifact_id", "file_hash", "added_seq", "ended_seq")
 COLUMNS = ("kind", "schema_version", "ordinal", "name", "type", "first_seq")
 
 

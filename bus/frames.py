@@ -1,4 +1,7 @@
-"""What producers hand in, as Parquet: any table is streamed, checked on the way, and well laid out."""
+"""What producers hand in, as Parquet: any table is streamed, checked on the way, and well laid out.
+
+And a table of ours as a frame of theirs.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from bus.errors import Code, Refused
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    import polars as pl
 
     from bus.contract import Spec
 
@@ -295,3 +300,12 @@ def _no_table(data: Any, hint: str | None = None) -> Refused:
         hint=hint
         or "Give a pyarrow, pandas or polars table, a list of dicts, or the path of a file.",
     )
+
+
+def as_polars(table: pa.Table) -> pl.DataFrame:
+    """A table as a polars DataFrame. Raises ModuleNotFoundError where polars is not installed."""
+    import polars as pl  # noqa: PLC0415 - an extra; nothing else here needs it
+
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)  # noqa: S101 - a Series comes of an array only
+    return frame

@@ -41,8 +41,8 @@ class Applier:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        found = db.execute("SELECT coalesce(max(artifact_no), 0) FROM artifact_facts").fetchone()
-        self._artifact_no: int = found[0]
+        self._artifact_no = _newest(db, "artifact_facts", "artifact_no")
+        self._use_no = _newest(db, "run_artifacts", "use_no")
         damaged = db.execute("SELECT file_hash FROM damage_facts WHERE ended_seq IS NULL")
         self._damaged = {file_hash for (file_hash,) in damaged}
         # Of purged ones there may be very many: they are asked for one by one, if there are any.
@@ -60,11 +60,11 @@ class Applier:
         record = commit.record
         self._seq, self._at = record.seq, record.committed_at_utc
         self._runs.clear()
-        count = sum(len(job.artifacts) for job in record.jobs)
-        summary = (self._seq, commit.sha256, self._at, record.writer, len(record.jobs), count)
-        self._rows["commits"].append(summary)
         for job in record.jobs:
             self._job(job)
+        counts = (len(record.jobs), sum(len(job.artifacts) for job in record.jobs), self._use_no)
+        summary = (self._seq, commit.sha256, self._at, record.writer, *counts)
+        self._rows["commits"].append(summary)
         self._insert(self._facts)
 
     def flush(self) -> None:
@@ -170,8 +170,9 @@ class Applier:
         rows["column_stats_facts"].append((self._artifact_no, artifact.column_stats))
 
     def _use(self, job: JobRecord, artifact: ArtifactRecord, meta_json: str) -> None:
+        self._use_no += 1
         row = (
-            None,
+            self._use_no,
             job.run_id,
             artifact.name,
             artifact.artifact_id,
@@ -283,3 +284,9 @@ class Applier:
             f"UPDATE {table} SET ended_seq = ? WHERE {condition} AND ended_seq IS NULL",  # noqa: S608 - our own names
             (self._seq, *values),
         )
+
+
+def _newest(db: sqlite3.Connection, table: str, number: str) -> int:
+    """The largest number given so far; 0 for none."""
+    (found,) = db.execute(f"SELECT coalesce(max({number}), 0) FROM {table}").fetchone()  # noqa: S608 - our own names
+    return int(found)

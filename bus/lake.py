@@ -207,6 +207,10 @@ class Lake:
             raise ValueError(f"{path} is not in {self.root}")
         return f"{self.public_root}{within}"
 
+    def beside(self, folder: Path, exports: Path) -> Lake:
+        """A lake of views in `folder`, and exports in `exports`, over this one's objects and journal."""
+        return _Beside(self, folder, exports)
+
     def relative(self, path: Path) -> str:
         """A path relative to the lake, as views store it."""
         return str(path.relative_to(self.root))
@@ -517,3 +521,20 @@ class Lake:
         except FileNotFoundError:
             return None
         return next((what for what in Remake if what.name.encode() == asked), Remake.VIEWS)
+
+
+class _Beside(Lake):
+    """Other views of a lake: what they name is that lake's, what they are made of is here."""
+
+    def __init__(self, other: Lake, folder: Path, exports: Path) -> None:
+        super().__init__(folder)
+        self._other = other
+        self.objects, self.journal = other.objects, other.journal
+        self.exports = exports.resolve()
+        self.export_status = self.exports / other.export_status.name
+        self.export_builds = self.exports / other.export_builds.name
+
+    def public(self, path: Path | str) -> str:
+        text = str(path)
+        ours = any(text.startswith(f"{place}/") for place in (self.root, self.exports))
+        return text if ours or text == str(self.exports) else self._other.public(text)

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic_core import to_json
 
+from bus import references
 from bus.errors import Code, NotFound, Refused, Unavailable
+from bus.finding import Then
 from bus.graph import levels, trace, walk
 from bus.lookup import find_artifact
 from bus.manifest import reading
+from bus.moments import seq_of
 from bus.pedigree import Direction, Lineage, Node
 from bus.statements import statement
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from bus.lake import Lake
     from bus.manifest import Manifest
+    from bus.moments import AsOf
     from bus.settings import Settings
     from bus.snapshot import Snapshots
 
@@ -49,22 +53,22 @@ def lineage(
     reference: str,
     direction: Direction = "both",
     depth: int | None = None,
-    as_of: int | None = None,
+    as_of: AsOf = None,
 ) -> Lineage:
     """What an artifact was made from (up), what was made from it (down), or both.
 
-    `depth`: at most so many steps away; default: all. `as_of`: as it was after that commit. Raises
-    `NotFound` (E511) and `Refused` (E404 when several may be meant, E103 for a direction or a depth
-    that is none).
+    `depth`: at most so many steps away; default: all. `as_of`: as it was after that commit, or at
+    that moment. Raises `NotFound` (E511) and `Refused` (E404 when several may be meant, E103 for a
+    direction, a depth or a moment that is none).
     """
     if direction not in get_args(Direction):
         message = f"no direction {direction!r}; there are {', '.join(get_args(Direction))}"
         raise Refused(message, code=Code.E103, where="direction", hint="")
     if depth is not None and depth < 0:
         raise Refused(f"{depth} is no depth", code=Code.E103, where="depth", hint="0 or more.")
-    artifact_id = find_artifact(lake, reference)
     with _frozen(lake) as manifest:
-        seq = _seq(manifest, as_of)
+        seq = seq_of(manifest, as_of)
+        artifact_id = references.artifact_id(Then(manifest, lake, seq), reference)
         (root,) = _describe(manifest, [artifact_id], seq)
         if root.status == "missing":
             raise NotFound(f"no artifact {artifact_id} after commit {seq}", where="as_of")
@@ -167,7 +171,7 @@ def impact(
     """
     artifact_id = find_artifact(lake, reference)
     with _frozen(lake) as manifest:
-        seq = _seq(manifest)
+        seq = seq_of(manifest, None)
         start = _node(manifest, artifact_id)
         came_from = walk([start], lambda nodes: _step(manifest, "down", nodes, seq))
         order = list(came_from)  # the artifact itself is the first
@@ -191,7 +195,7 @@ def _nearest_active(
     manifest: Manifest, order: list[int], kinds: Iterable[str]
 ) -> dict[str | None, int]:
     """Where in `order` the first active artifact of each of these kinds stands, if there is one."""
-    asked = {"nodes": _json(order), "as_of": _seq(manifest)}
+    asked = {"nodes": _json(order), "as_of": seq_of(manifest, None)}
     found: dict[str | None, int] = {}
     for kind in kinds:
         for (at,) in manifest.rows(_sql("active_of_kind"), asked | {"kind": kind}):
@@ -259,7 +263,7 @@ def stale(lake: Lake) -> list[Stale]:
 
 def _stale(manifest: Manifest) -> list[Stale]:
     with manifest.frozen():
-        seq = _seq(manifest)
+        seq = seq_of(manifest, None)
         newest: defaultdict[int, list[str]] = defaultdict(list)
         replacing: set[tuple[int, int]] = set()
         for old, newest_id, newest_node in manifest.rows(_sql("newest_versions")):
@@ -327,7 +331,7 @@ def orphans(lake: Lake) -> list[Orphan]:
 
 def _orphans(manifest: Manifest) -> list[Orphan]:
     with manifest.frozen():
-        seq = _seq(manifest)
+        seq = seq_of(manifest, None)
         inputs: defaultdict[str, list[str]] = defaultdict(list)
         for made, source in manifest.rows(_sql("orphans"), {"as_of": seq}):
             inputs[made].append(source)
@@ -354,7 +358,7 @@ class Genealogy:
         ref: str,
         direction: Direction = "both",
         depth: int | None = None,
-        as_of: int | None = None,
+        as_of: AsOf = None,
     ) -> Lineage:
         """What an artifact was made from, what was made from it, or both: `bus.lineage.lineage`."""
         return lineage(self.lake, ref, direction, depth, as_of)
@@ -398,15 +402,6 @@ def _sql(name: str) -> str:
 
 def _json(values: Iterable[Any]) -> str:
     return to_json(list(values)).decode()
-
-
-def _seq(manifest: Manifest, as_of: int | None = None) -> int:
-    """The commit that is meant: by default the newest. Raises `NotFound` (E511)."""
-    newest = manifest.applied[0]
-    if as_of is not None and not 0 <= as_of <= newest:
-        hint = f"The newest is {newest}."
-        raise NotFound(f"there is no commit {as_of}", where="as_of", hint=hint)
-    return newest if as_of is None else as_of
 
 
 def _node(manifest: Manifest, artifact_id: str) -> int:

@@ -2,24 +2,22 @@
 
 Finished jobs, runs and artifacts come from the SQLite manifest, which is readable while the writer
 works; jobs on their way come from the directories they lie in. Nothing here needs a running bus.
-
-A reference is an artifact_id or the beginning of one (four characters or more), `<run_id>/<name>`,
-`job:<job_id>/<name>`, or `<kind>:<alias>`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from bus import references
 from bus.decisions import decide
-from bus.errors import Code, NotFound, Refused
+from bus.errors import NotFound
+from bus.finding import Then
 from bus.lake import COMMIT, REJECT_REASON, VERDICT
 from bus.manifest import reading
 from bus.model import JobState, RejectReason, Verdict, iso, utc_now
@@ -32,12 +30,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bus.lake import Lake
-    from bus.manifest import Manifest
+    from bus.moments import AsOf
 
 PENDING = (JobState.STAGED, JobState.VALIDATING, JobState.READY)
 OUTCOMES = ("committed", "rejected", "repeated")
-_ID_BEGINS = re.compile(r"[0-9a-f][0-9a-f-]{3,35}")
-_CANDIDATES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,24 +313,26 @@ SELECT u.run_id, u.name, u.artifact_id, u.job_id, u.seq, u.producer, u.kind, u.s
 FROM run_artifacts u LEFT JOIN artifacts a USING (artifact_id)
 WHERE (:run_id IS NULL OR u.run_id = :run_id) AND (:job_id IS NULL OR u.job_id = :job_id)
   AND (:artifact_id IS NULL OR u.artifact_id = :artifact_id)
-  AND (:name IS NULL OR u.name = :name)
+  AND (:name IS NULL OR u.name = :name) AND (:as_of IS NULL OR u.seq <= :as_of)
 ORDER BY u.use_no DESC LIMIT :limit
 """
 
 
-def uses(
+def uses(  # noqa: PLR0913 - a filter each
     lake: Lake,
     *,
     run_id: str | None = None,
     job_id: str | None = None,
     artifact_id: str | None = None,
     name: str | None = None,
+    as_of: int | None = None,
     limit: int = 1000,
 ) -> list[dict[str, Any]]:
-    """Which run delivered which artifact under which name, newest first."""
+    """Which run delivered which artifact under which name, newest first; `as_of`: up to then."""
     asked = {"run_id": run_id, "job_id": job_id, "artifact_id": artifact_id, "name": name}
+    span = {"as_of": as_of, "limit": limit}
     with reading(lake) as manifest:
-        found = [] if manifest is None else manifest.rows(_USES, asked | {"limit": limit})
+        found = [] if manifest is None else manifest.rows(_USES, asked | span)
     rows = [dict(zip(_USE_COLUMNS, row, strict=True)) for row in found]
     return [row | {"deduped": bool(row["deduped"])} for row in rows]
 
@@ -342,98 +340,46 @@ def uses(
 # ── artifacts ─────────────────────────────────────────────────────────────────────────────────
 
 
-def find_artifact(lake: Lake, reference: str) -> str:
-    """The artifact_id that a reference means.
+def commit(lake: Lake, as_of: AsOf) -> int:
+    """The commit that is meant: see `bus.moments`."""
+    with Then.of(lake, as_of) as then:
+        return then.seq
 
-    Raises `NotFound` (E511), `Refused` (E404) when the beginning of an id fits several.
+
+def find_artifact(lake: Lake, reference: str, *, as_of: int | None = None) -> str:
+    """The artifact_id that a reference means, or meant after commit `as_of`: see `bus.references`.
+
+    Raises `NotFound` (E511), naming what is near, and `Refused` (E404), listing what it may be.
     """
-    with reading(lake) as manifest:
-        found = [] if manifest is None else _meant(manifest, reference)
-    if not found:
-        hint = "See `bus runs`, then `bus show RUN`; or give an artifact_id or RUN/NAME."
-        raise NotFound(f"no artifact {reference[:160]!r} in this lake", where="REF", hint=hint)
-    if len(found) > 1:
-        shown = ", ".join(found[:_CANDIDATES_SHOWN])
-        raise Refused(f"{reference!r} may be {shown}", code=Code.E404, where="REF")
-    return found[0]
+    with Then.of(lake, as_of) as then:
+        return references.artifact_id(then, reference)
 
 
-def _meant(manifest: Manifest, reference: str) -> list[str]:
-    if reference.startswith("job:"):
-        job_id, _, name = reference.removeprefix("job:").partition("/")
-        return [row[0] for row in manifest.named("artifacts_of_job", (job_id, name))]
-    if "/" in reference:
-        run_id, _, name = reference.rpartition("/")
-        newest = (
-            "SELECT artifact_id FROM run_artifacts WHERE run_id = ? AND name = ? "
-            "ORDER BY use_no DESC LIMIT 1"
-        )
-        return [row[0] for row in manifest.rows(newest, (run_id, name))]
-    if ":" in reference:
-        kind, _, alias = reference.partition(":")
-        named = "SELECT artifact_id FROM aliases WHERE kind = ? AND alias = ?"
-        return [row[0] for row in manifest.rows(named, (kind, alias))]
-    if not _ID_BEGINS.fullmatch(reference):
-        return []
-    begins = (
-        "SELECT artifact_id FROM artifact_facts "
-        "WHERE artifact_id >= ? AND artifact_id < ? AND ended_seq IS NULL LIMIT 100"
-    )
-    return [row[0] for row in manifest.rows(begins, (reference, f"{reference}~"))]
+_RELATIONS = ("inputs", "used_by", "supersedes", "superseded_by", "aliases", "pins")
 
 
-_ARTIFACT_COLUMNS = (
-    *("artifact_id", "kind", "schema_version", "logical_key", "status", "path", "sidecar"),
-    *("file_hash", "content_hash", "rows", "size_bytes", "min_ts", "max_ts", "created_at"),
-    *("seq", "tombstoned_because", "purged_because"),
-)
-_ARTIFACT = """
-SELECT a.artifact_id, a.artifact_type, a.schema_version, a.logical_key, a.status, a.path_parquet,
-       a.path_sidecar, a.file_hash, a.content_hash, a.row_count, f.size_bytes, a.min_ts, a.max_ts,
-       a.created_at, f.added_seq,
-       (SELECT reason FROM tombstone_facts t
-        WHERE t.artifact_id = a.artifact_id AND t.ended_seq IS NULL),
-       (SELECT reason FROM purge_facts p
-        WHERE p.file_hash = a.file_hash AND p.ended_seq IS NULL)
-FROM artifacts a JOIN artifact_facts f ON f.artifact_id = a.artifact_id AND f.ended_seq IS NULL
-WHERE a.artifact_id = ?
-"""
-_RELATIONS = {
-    "inputs": "SELECT input_artifact_id FROM artifact_lineage WHERE artifact_id = ?",
-    "used_by": "SELECT artifact_id FROM artifact_lineage WHERE input_artifact_id = ?",
-    "supersedes": "SELECT supersedes_artifact_id FROM artifact_supersedes WHERE artifact_id = ?",
-    "superseded_by": "SELECT artifact_id FROM artifact_supersedes WHERE supersedes_artifact_id = ?",
-    "aliases": "SELECT kind || ':' || alias FROM aliases WHERE artifact_id = ?",
-    "pins": "SELECT pin FROM pins WHERE artifact_id = ?",
-}
-
-
-def artifact(lake: Lake, artifact_id: str) -> dict[str, Any]:
-    """All that is known of one artifact. Raises `NotFound` (E511)."""
-    with reading(lake) as manifest:
-        rows = [] if manifest is None else manifest.rows(_ARTIFACT, (artifact_id,))
-        if manifest is None or not rows:
+def artifact(lake: Lake, artifact_id: str, *, as_of: int | None = None) -> dict[str, Any]:
+    """All that is known of one artifact, or was after commit `as_of`. Raises `NotFound` (E511)."""
+    with Then.of(lake, as_of) as then:
+        if not (found := then.by_id([artifact_id])):
             raise NotFound(f"no artifact {artifact_id!r} in this lake", where="artifact_id")
-        facts = dict(zip(_ARTIFACT_COLUMNS, rows[0], strict=True))
-        for name, sql in _RELATIONS.items():
-            facts[name] = [row[0] for row in manifest.rows(f"{sql} ORDER BY 1", (artifact_id,))]
-        facts["tags"] = _tags(manifest, artifact_id)
-        facts["columns"] = _columns(manifest, artifact_id)
-    return facts | {"uses": uses(lake, artifact_id=artifact_id, limit=50)}
+        facts = found[0].as_dict()
+        related = then.named("relations_then", id=artifact_id)
+        facts["columns"] = _columns(*then.named("statistics_then", id=artifact_id)[0])
+    for name in _RELATIONS:
+        facts[name] = [other for relation, other in related if relation == name]
+    for status in ("tombstoned", "purged"):
+        reasons = (reason for relation, reason in related if relation == status)
+        facts[f"{status}_because"] = next(reasons, None)
+    delivered = uses(lake, artifact_id=artifact_id, as_of=then.seq, limit=50)
+    shown = {name: facts[name] for name in ("status", "path")}
+    return facts | {"uses": [use | shown for use in delivered]}
 
 
-def _tags(manifest: Manifest, artifact_id: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    sql = "SELECT k, v FROM artifact_tags WHERE artifact_id = ? ORDER BY k, v"
-    for key, value in manifest.rows(sql, (artifact_id,)):
-        found.setdefault(key, []).append(value)
-    return found
-
-
-def _columns(manifest: Manifest, artifact_id: str) -> list[dict[str, Any]]:
-    sql = (
-        "SELECT name, type, nulls, min, max FROM column_stats WHERE artifact_id = ? "
-        "ORDER BY ordinal"
-    )
-    names = ("name", "type", "nulls", "min", "max")
-    return [dict(zip(names, row, strict=True)) for row in manifest.rows(sql, (artifact_id,))]
+def _columns(columns_json: str, stats_json: str) -> list[dict[str, Any]]:
+    types = {column["name"]: column["type"] for column in json.loads(columns_json)}
+    return [
+        {"name": column["name"], "type": types.get(column["name"], "")}
+        | {fact: column.get(fact) for fact in ("nulls", "min", "max")}
+        for column in json.loads(stats_json)
+    ]

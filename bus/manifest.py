@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bus.lake import Lake
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 
 
 #: Where the first page tells how the file is written and read, and the highest that there is.
@@ -135,9 +135,19 @@ class Manifest:
         if self._begun is None:
             return self
         self.close()
+        disk.sync_file(
+            self._begun
+        )  # it takes a while: readers shall miss the old one for a moment only
         self.delete(lake)
         disk.publish_file(self._begun, lake.manifest_db)
         return self.open(lake)
+
+    @classmethod
+    def empty(cls, lake: Lake) -> Self:
+        """One that knows of no commit, in memory: for looking at a lake that has none yet."""
+        manifest = cls(sqlite3.connect(":memory:", isolation_level=None))
+        manifest._create(lake)
+        return manifest
 
     @classmethod
     def read(cls, lake: Lake) -> Self:
@@ -326,9 +336,10 @@ class Manifest:
 def reading(lake: Lake) -> Iterator[Manifest | None]:
     """The manifest for reading; None while nothing was ever committed.
 
-    Raises `Unavailable`: E508 when it cannot be read, E512 when a newer release made it.
+    Raises `Unavailable`: E508 when it cannot be read, or is being made again at this moment; E512
+    when a newer release made it.
     """
-    if not lake.manifest_db.exists():
+    if not lake.manifest_db.exists() and not lake.record_path(1).exists():
         yield None
         return
     with closing(Manifest.read(lake)) as manifest:

@@ -7,10 +7,12 @@
 -- Identity of this view: schema version, applied commit, the lake's public root.
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
--- Every commit that was applied, with the hash of its record.
+-- Every commit that was applied, with the hash of its record. `last_use_no`: uses up to this one had
+-- been noted when it was made, so that uses of a span of commits are a span of their numbers.
 CREATE TABLE commits(
   seq INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, committed_at_utc TEXT NOT NULL,
-  writer TEXT NOT NULL, jobs INTEGER NOT NULL, artifacts INTEGER NOT NULL);
+  writer TEXT NOT NULL, jobs INTEGER NOT NULL, artifacts INTEGER NOT NULL,
+  last_use_no INTEGER NOT NULL);
 
 -- Identities. `artifact_no` is a small key for the tables with many rows an artifact.
 CREATE TABLE artifact_facts(
@@ -184,7 +186,8 @@ SELECT a.artifact_id, s.key AS ordinal, json_extract(s.value, '$.name') AS name,
          AS type,
        json_extract(s.value, '$.nulls') AS nulls, json_extract(s.value, '$.min') AS min,
        json_extract(s.value, '$.max') AS max
-FROM artifact_facts a JOIN column_stats_facts f USING (artifact_no), json_each(f.stats_json) s;
+FROM artifact_facts a JOIN column_stats_facts f USING (artifact_no), json_each(f.stats_json) s
+WHERE a.ended_seq IS NULL;
 
 -- name: indexes
 -- What readers and the writer search by. Made after a rebuild, because filling a table that has them
@@ -201,7 +204,8 @@ CREATE INDEX IF NOT EXISTS runs_last_seq ON runs(last_seq);
 CREATE INDEX IF NOT EXISTS run_artifacts_run ON run_artifacts(run_id, name);
 CREATE INDEX IF NOT EXISTS run_artifacts_job ON run_artifacts(job_id, name);
 CREATE INDEX IF NOT EXISTS run_artifacts_artifact ON run_artifacts(artifact_id);
-CREATE INDEX IF NOT EXISTS run_artifacts_seq ON run_artifacts(seq);
+CREATE INDEX IF NOT EXISTS run_artifacts_kind ON run_artifacts(kind);
+CREATE INDEX IF NOT EXISTS run_artifacts_kind_name ON run_artifacts(kind, name);
 CREATE INDEX IF NOT EXISTS jobs_id ON jobs(job_id, outcome);
 CREATE INDEX IF NOT EXISTS jobs_seq ON jobs(seq);
 CREATE INDEX IF NOT EXISTS lineage_edges_input ON lineage_edges(input, added_seq);
@@ -383,6 +387,23 @@ SELECT artifact_id FROM alias_facts WHERE ended_seq IS NULL AND kind = ? AND ali
 -- A fact held after commit :as_of when it had begun and not ended by then; of the newest commit that
 -- is the present. So one text serves both, and all that is read at one :as_of fits together.
 
+-- name: artifacts_then
+-- Artifacts as they stood after :as_of, newest first. What is listed of each, its tags above all, is
+-- put together only for those that are listed.
+SELECT a.artifact_id, a.artifact_type, a.schema_version, a.logical_key, {status} AS status,
+       a.file_hash, a.content_hash, a.row_count, a.size_bytes, a.min_ts, a.max_ts, a.created_at,
+       a.added_seq,
+       (SELECT json_group_array(json_array(t.k, t.v)) FROM tag_facts t
+        WHERE t.artifact_id = a.artifact_id
+          AND t.added_seq <= :as_of AND ifnull(t.ended_seq > :as_of, 1))
+FROM artifact_facts a
+WHERE a.artifact_no IN (
+  SELECT a.artifact_no FROM artifact_facts a
+  WHERE {where} AND a.added_seq <= :as_of AND ifnull(a.ended_seq > :as_of, 1)
+    AND (:status IS NULL OR {status} = :status)
+  ORDER BY a.artifact_no DESC LIMIT :limit)
+ORDER BY a.artifact_no DESC
+
 -- name: status_then
 CASE WHEN EXISTS (SELECT 1 FROM purge_facts p
                   WHERE p.file_hash = a.file_hash
@@ -400,3 +421,231 @@ CASE WHEN EXISTS (SELECT 1 FROM purge_facts p
                   WHERE s.supersedes_artifact_id = a.artifact_id
                     AND s.added_seq <= :as_of AND ifnull(s.ended_seq > :as_of, 1))
      THEN 'superseded' ELSE 'active' END
+
+-- name: latest
+-- The active artifact that was delivered last, up to :as_of.
+SELECT u.artifact_id FROM run_artifacts u
+CROSS JOIN artifact_facts a ON a.artifact_id = u.artifact_id
+WHERE {where}
+  AND u.use_no <= ifnull((SELECT last_use_no FROM commits WHERE seq = :as_of), 0)
+  AND a.added_seq <= :as_of AND ifnull(a.ended_seq > :as_of, 1) AND {status} = 'active'
+ORDER BY u.use_no DESC LIMIT 1
+
+-- name: relations_then
+-- What one artifact had to do with others, by the name of the relation.
+SELECT 'inputs', input_artifact_id FROM lineage_facts
+WHERE artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+UNION ALL SELECT 'used_by', artifact_id FROM lineage_facts
+WHERE input_artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+UNION ALL SELECT 'supersedes', supersedes_artifact_id FROM supersede_facts
+WHERE artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+UNION ALL SELECT 'superseded_by', artifact_id FROM supersede_facts
+WHERE supersedes_artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+UNION ALL SELECT 'aliases', kind || ':' || alias FROM alias_facts
+WHERE artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+UNION ALL SELECT 'pins', pin FROM pin_facts
+WHERE artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+UNION ALL SELECT 'tombstoned', reason FROM tombstone_facts
+WHERE artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+UNION ALL SELECT 'purged', p.reason
+FROM artifact_facts a CROSS JOIN purge_facts p ON p.file_hash = a.file_hash
+WHERE a.artifact_id = :id AND a.added_seq <= :as_of AND ifnull(a.ended_seq > :as_of, 1)
+  AND p.added_seq <= :as_of AND ifnull(p.ended_seq > :as_of, 1)
+ORDER BY 1, 2
+
+-- name: statistics_then
+-- The columns of one artifact and what is known of each.
+SELECT columns_json, stats_json FROM artifact_facts JOIN column_stats_facts USING (artifact_no)
+WHERE artifact_id = :id AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+
+-- name: kinds
+-- Every kind there ever was: one step of the index for each.
+WITH RECURSIVE kinds(kind) AS (
+  SELECT min(artifact_type) FROM artifact_facts
+  UNION ALL
+  SELECT (SELECT min(artifact_type) FROM artifact_facts WHERE artifact_type > kind) FROM kinds
+  WHERE kind IS NOT NULL)
+SELECT kind FROM kinds WHERE kind IS NOT NULL
+
+-- name: rarest_tag
+-- Of these [key, value] pairs the one that the fewest artifacts carry, or ever did.
+SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(:tags) j
+ORDER BY (SELECT count(*) FROM (
+  SELECT 1 FROM tag_facts WHERE k = json_extract(j.value, '$[0]')
+    AND v = json_extract(j.value, '$[1]') LIMIT :rare)) LIMIT 1
+
+-- name: is_rare
+-- Whether a kind has so few artifacts that sorting them costs less than walking the others by.
+SELECT count(*) < :rare FROM (SELECT 1 FROM artifact_facts WHERE artifact_type = :kind LIMIT :rare)
+
+-- name: commit_at
+-- The newest commit at a moment or before it.
+SELECT seq FROM commits WHERE committed_at_utc <= ? ORDER BY seq DESC LIMIT 1
+
+-- name: meant_by_run
+-- What `<run_id>/<name>` meant: the run's newest delivery under that name.
+SELECT artifact_id FROM run_artifacts
+WHERE run_id = :first AND name = :second
+  AND use_no <= ifnull((SELECT last_use_no FROM commits WHERE seq = :as_of), 0)
+ORDER BY use_no DESC LIMIT 1
+
+-- name: meant_by_job
+-- What `job:<job_id>/<name>` meant.
+SELECT artifact_id FROM run_artifacts
+WHERE job_id = :first AND name = :second
+  AND use_no <= ifnull((SELECT last_use_no FROM commits WHERE seq = :as_of), 0)
+ORDER BY use_no DESC LIMIT 1
+
+-- name: meant_by_alias
+-- What `<kind>:<alias>` meant.
+SELECT artifact_id FROM alias_facts
+WHERE kind = :first AND alias = :second AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1)
+
+-- name: meant_by_version
+-- What `<kind>@<version>/<prefix>` may have meant; ids are looked up, they tell apart best.
+SELECT artifact_id FROM artifact_facts
+WHERE artifact_id >= :second AND artifact_id < :second || '~'
+  AND artifact_type || '@' || schema_version = :first
+  AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1) LIMIT 100
+
+-- name: meant_by_prefix
+-- What the beginning of an id may have meant.
+SELECT artifact_id FROM artifact_facts
+WHERE artifact_id >= :second AND artifact_id < :second || '~'
+  AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1) LIMIT 100
+
+-- name: names_like_run
+-- References to deliveries, those of run :first before the others, the newest first.
+SELECT * FROM (SELECT run_id || '/' || name FROM run_artifacts WHERE run_id = :first LIMIT 200)
+UNION SELECT * FROM (SELECT run_id || '/' || name FROM run_artifacts ORDER BY use_no DESC LIMIT 1000)
+
+-- name: names_like_job
+-- The same by jobs.
+SELECT * FROM (SELECT 'job:' || job_id || '/' || name FROM run_artifacts
+               WHERE job_id = :first LIMIT 200)
+UNION SELECT * FROM (SELECT 'job:' || job_id || '/' || name FROM run_artifacts
+                     ORDER BY use_no DESC LIMIT 1000)
+
+-- name: names_like_alias
+-- Aliases that hold after :as_of.
+SELECT kind || ':' || alias FROM alias_facts
+WHERE added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1) LIMIT 1000
+
+-- name: ids_beside
+-- The ids before and after a text: of all ids they share the longest beginning with it.
+SELECT * FROM (SELECT artifact_id FROM artifact_facts WHERE artifact_id >= :second
+               ORDER BY artifact_id LIMIT 1)
+UNION SELECT * FROM (SELECT artifact_id FROM artifact_facts WHERE artifact_id < :second
+                     ORDER BY artifact_id DESC LIMIT 1)
+
+-- ── the change feed ────────────────────────────────────────────────────────────────────────────
+
+-- name: window_of_changes
+-- Where a span of commits after :low ends that holds about :size artifacts, or one commit.
+SELECT ifnull(max(seq) FILTER (WHERE total <= :size), min(seq)) FROM (
+  SELECT seq, sum(artifacts) OVER (ORDER BY seq) AS total
+  FROM (SELECT seq, artifacts FROM commits WHERE seq > :low ORDER BY seq LIMIT 200))
+
+-- name: changes
+-- Every fact that commits :low+1 … :high began or ended, in an order that a rebuild does not change.
+SELECT seq, committed_at_utc, change, kind, artifact_id, job_id, details FROM (
+  SELECT seq, 0 AS part, job_no AS number, outcome AS change, kind, NULL AS artifact_id, job_id,
+         json_object('run_id', run_id, 'producer', producer, 'artifacts', artifacts, 'first_seq',
+           first_seq, 'codes', CASE WHEN problems_json IS NOT NULL THEN
+             (SELECT json_group_array(json_extract(value, '$.code')) FROM json_each(problems_json)) END)
+           AS details
+  FROM jobs WHERE seq > :low AND seq <= :high
+  UNION ALL
+  SELECT seq, 1, use_no,
+         CASE WHEN deduped THEN 'deduped'
+              WHEN EXISTS (SELECT 1 FROM run_artifacts e
+                           WHERE e.artifact_id = u.artifact_id AND e.use_no < u.use_no)
+              THEN 'revived' ELSE 'created' END,
+         kind, artifact_id, job_id,
+         json_object('run_id', run_id, 'name', name, 'producer', producer, 'schema_version',
+           schema_version, 'rows', rows, 'file_hash', file_hash, 'mode', mode)
+  FROM run_artifacts u
+  WHERE use_no > ifnull((SELECT last_use_no FROM commits WHERE seq = :low), 0)
+    AND use_no <= (SELECT last_use_no FROM commits WHERE seq = :high)
+  UNION ALL
+  SELECT seq, part, NULL, change,
+         (SELECT artifact_type FROM artifact_facts a WHERE a.artifact_id = f.artifact_id LIMIT 1),
+         artifact_id, NULL, details
+  FROM (
+    SELECT added_seq AS seq, 2 AS part, 'derived' AS change, artifact_id,
+           json_object('input', input_artifact_id) AS details
+    FROM lineage_facts WHERE added_seq > :low AND added_seq <= :high
+    UNION ALL
+    SELECT ended_seq, 3, 'untagged', artifact_id, json_object('k', k, 'v', v)
+    FROM tag_facts WHERE ended_seq > :low AND ended_seq <= :high
+    UNION ALL
+    SELECT added_seq, 4, 'tagged', artifact_id, json_object('k', k, 'v', v)
+    FROM tag_facts WHERE added_seq > :low AND added_seq <= :high
+    UNION ALL
+    SELECT ended_seq, 5, 'unsuperseded', supersedes_artifact_id, json_object('by', artifact_id)
+    FROM supersede_facts WHERE ended_seq > :low AND ended_seq <= :high
+    UNION ALL
+    SELECT added_seq, 6, 'superseded', supersedes_artifact_id, json_object('by', artifact_id)
+    FROM supersede_facts WHERE added_seq > :low AND added_seq <= :high
+    UNION ALL
+    SELECT ended_seq, 7, 'untombstoned', artifact_id, json_object('reason', reason)
+    FROM tombstone_facts WHERE ended_seq > :low AND ended_seq <= :high
+    UNION ALL
+    SELECT added_seq, 8, 'tombstoned', artifact_id, json_object('reason', reason)
+    FROM tombstone_facts WHERE added_seq > :low AND added_seq <= :high
+    UNION ALL
+    SELECT d.ended_seq, 9, 'restored', a.artifact_id, json_object('file_hash', d.file_hash)
+    FROM damage_facts d CROSS JOIN artifact_facts a ON a.file_hash = d.file_hash
+    WHERE d.ended_seq > :low AND d.ended_seq <= :high
+      AND a.added_seq <= d.ended_seq AND ifnull(a.ended_seq > d.ended_seq, 1)
+    UNION ALL
+    SELECT d.added_seq, 10, 'damaged', a.artifact_id,
+           json_object('file_hash', d.file_hash, 'found', d.found)
+    FROM damage_facts d CROSS JOIN artifact_facts a ON a.file_hash = d.file_hash
+    WHERE d.added_seq > :low AND d.added_seq <= :high
+      AND a.added_seq <= d.added_seq AND ifnull(a.ended_seq > d.added_seq, 1)
+    UNION ALL
+    SELECT g.ended_seq, 11, 'unpurged', a.artifact_id,
+           json_object('file_hash', g.file_hash, 'reason', g.reason)
+    FROM purge_facts g CROSS JOIN artifact_facts a ON a.file_hash = g.file_hash
+    WHERE g.ended_seq > :low AND g.ended_seq <= :high
+      AND a.added_seq <= g.ended_seq AND ifnull(a.ended_seq > g.ended_seq, 1)
+    UNION ALL
+    SELECT g.added_seq, 12, 'purged', a.artifact_id,
+           json_object('file_hash', g.file_hash, 'reason', g.reason)
+    FROM purge_facts g CROSS JOIN artifact_facts a ON a.file_hash = g.file_hash
+    WHERE g.added_seq > :low AND g.added_seq <= :high
+      AND a.added_seq <= g.added_seq AND ifnull(a.ended_seq > g.added_seq, 1)
+    UNION ALL
+    SELECT ended_seq, 13, 'unpinned', artifact_id, json_object('pin', pin)
+    FROM pin_facts WHERE ended_seq > :low AND ended_seq <= :high
+    UNION ALL
+    SELECT added_seq, 14, 'pinned', artifact_id, json_object('pin', pin)
+    FROM pin_facts WHERE added_seq > :low AND added_seq <= :high) f
+  UNION ALL
+  SELECT ended_seq, 15, NULL, 'unaliased', kind, artifact_id, NULL, json_object('alias', alias)
+  FROM alias_facts a WHERE ended_seq > :low AND ended_seq <= :high AND NOT EXISTS (
+    SELECT 1 FROM alias_facts n
+    WHERE n.kind = a.kind AND n.alias = a.alias AND n.added_seq = a.ended_seq)
+  UNION ALL
+  SELECT added_seq, 16, NULL, 'aliased', kind, artifact_id, NULL,
+         json_object('alias', alias, 'was', (
+           SELECT o.artifact_id FROM alias_facts o
+           WHERE o.kind = a.kind AND o.alias = a.alias AND o.ended_seq = a.added_seq))
+  FROM alias_facts a WHERE added_seq > :low AND added_seq <= :high
+  UNION ALL
+  SELECT ended_seq, 17, NULL, 'policy_removed', kind, NULL, NULL, '{}'
+  FROM policy_facts WHERE ended_seq > :low AND ended_seq <= :high AND NOT EXISTS (
+    SELECT 1 FROM policy_facts n
+    WHERE n.kind = policy_facts.kind AND n.added_seq = policy_facts.ended_seq)
+  UNION ALL
+  SELECT added_seq, 18, NULL, 'policy_set', kind, NULL, NULL,
+         json_object('keep_last', keep_last, 'keep_days', keep_days)
+  FROM policy_facts WHERE added_seq > :low AND added_seq <= :high
+  UNION ALL
+  SELECT added_seq, 19, NULL, 'discarded', NULL, NULL, NULL,
+         json_object('jobs', jobs, 'before', before)
+  FROM discard_facts WHERE added_seq > :low AND added_seq <= :high)
+JOIN commits USING (seq)
+WHERE :kind IS NULL OR kind = :kind
+ORDER BY seq, part, number, artifact_id, details

@@ -42,9 +42,10 @@ Row = tuple[Any, ...]
 class Twin:
     """A lake of views only, in a directory of its own."""
 
-    def __init__(self, lake: Lake, folder: Path) -> None:
-        self._lake = Lake(folder, lake.public_root)
-        self._lake.manifest_db.parent.mkdir()
+    def __init__(self, lake: Lake, folder: Path, views: Lake | None = None) -> None:
+        """`views`: where they are kept; by default in `folder`, and name what the lake's own name."""
+        self._lake = views or Lake(folder, lake.public_root)
+        self._lake.manifest_db.parent.mkdir(exist_ok=True)
         self._commits = Journal(lake).after(0, GENESIS)
         self._ahead: Commit | None = None
         self.manifest = Manifest.begin(self._lake)
@@ -72,13 +73,17 @@ class Twin:
             look(commit)
             yield commit
 
+    def publish_catalog(self, settings: Settings, registry: Registry) -> None:
+        """Make the catalog of what has been applied."""
+        with closing(Catalog.open(self._lake, settings, registry, self.manifest)) as catalog:
+            catalog.catch_up(self.manifest)
+            catalog.publish(lambda: True)
+
     def catalog_differences(
         self, published: duckdb.DuckDBPyConnection, settings: Settings, registry: Registry
     ) -> Iterator[str]:
         """How an open snapshot differs from one made of the twin's manifest, at the same commit."""
-        with closing(Catalog.open(self._lake, settings, registry, self.manifest)) as catalog:
-            catalog.catch_up(self.manifest)
-            catalog.publish(lambda: True)
+        self.publish_catalog(settings, registry)
         with connect_snapshot(self._lake) as rebuilt:
             for name in DIGESTED:
                 if _digest(published, name) != _digest(rebuilt, name):

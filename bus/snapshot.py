@@ -27,7 +27,7 @@ from bus.errors import Code, Refused, Unavailable
 from bus.sqltypes import literal, unglobbed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from bus.lake import Lake
@@ -302,6 +302,23 @@ def plain_values(column: pa.Array) -> list[Any]:
     if pa.types.is_decimal(kind) and kind.scale == 0:
         return [None if v is None else int(v) for v in values]
     return values
+
+
+def select_from_files(files: Sequence[str], sql: str) -> pa.Table:
+    """What one SELECT finds in the table `this`, which is exactly these Parquet files.
+
+    Of several files, columns are brought together by name. Raises `Refused` (E510) for anything but
+    reading, for bad SQL, and for files that DuckDB cannot read.
+    """
+    listed = ", ".join(literal(unglobbed(file)) for file in files)
+    by_name = "true" if len(files) > 1 else "false"
+    options = f"hive_partitioning = false, union_by_name = {by_name}"
+    with closed_database([], files) as db:
+        with asking(sql):
+            db.execute(f"CREATE VIEW this AS FROM read_parquet([{listed}], {options})")
+        read(db, sql)
+        with asking(sql):
+            return db.sql(sql).to_arrow_reader(_BATCH_ROWS).read_all()
 
 
 # ── admission ─────────────────────────────────────────────────────────────────────────────────

@@ -48,13 +48,14 @@ LAYERS = (
     ),
     *("table", "second_reader", "validation", "intake"),
     # commits, and what is made of them
-    *("journal", "statements", "indexing", "manifest", "retention", "present", "mutations"),
-    *("decisions", "views", "standing", "trash", "answers"),
+    *("journal", "statements", "indexing", "manifest", "moments", "retention", "present"),
+    *("mutations", "decisions", "views", "standing", "trash", "answers"),
     *("sqltypes", "canon", "feed", "snapshot", "migrations", "catalog", "exports", "checkpoints"),
     "writer",
-    *("damage", "invariants", "answered", "rebuilt", "verify", "repair", "backup"),
+    *("damage", "invariants", "answered", "rebuilt", "verify", "repair", "backup", "past"),
     # what people ask of it, and what they answer
-    *("retry", "lookup", "versions", "pedigree", "lineage", "keeping", "diff", "runbook"),
+    *("artifact", "finding", "references", "changes", "retry", "lookup", "versions", "pedigree"),
+    *("lineage", "keeping", "diff", "reader", "runbook"),
     # delivery: everything above runs without Celery and without Redis
     *(
         "broker",
@@ -85,6 +86,8 @@ CONFINED = {
     "cyclopts": {"cli"},
     "rich": {"cli", "demo", "progress"},
     "narwhals": {"frames"},
+    "pandas": {"artifact"},  # for the type of what `df` returns
+    "polars": {"artifact", "frames"},
 }
 
 #: Documents are pydantic's, tables are Arrow's, log lines are structlog's, in every layer. That the

@@ -55,6 +55,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "pins": ("versions", "List pins, or the artifacts of one."),
     },
     "Read the lake": {
+        "find": ("finding", "Find artifacts by kind, key, tags, run, time, and as of when."),
+        "changes": ("finding", "Show what each commit changed, or follow what comes."),
         "runs": ("reading", "List runs, the newest first."),
         "show": ("reading", "Show all that is known of an artifact, a job, a run or a kind."),
         "path": ("reading", "Print the absolute path of an artifact's Parquet file."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from bus.cli.options import HERE, Everywhere, Limit, Switch
+from bus.cli.options import HERE, AsOf, Everywhere, Limit, Switch
 from bus.cli.output import Facts, Line, Part, Reply, Table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def lineage(
     both: Switch = False,
     depth: _Depth = 10,
     mermaid: Switch = False,
-    as_of: int | None = None,
+    as_of: AsOf = None,
     everywhere: Everywhere = HERE,
 ) -> Reply:
     """Show what an artifact was made from, and what was made from it.
@@ -68,7 +68,7 @@ def lineage(
     mermaid
         Print a Mermaid flowchart, for Markdown.
     as_of
-        As it was after this commit.
+        As it was after this commit, or at this moment (with a zone).
     """
     direction: Direction = "both" if both or up is down else "up" if up else "down"
     found = _bus(everywhere).lineage(ref, direction, depth, as_of)

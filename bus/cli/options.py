@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Limit = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))]
 #: A flag that may be repeated.
 Many = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+#: A commit's number or a moment: how things stood then. See `bus.moments`.
+AsOf = Annotated[str | None, Parameter(show_default=False)]
 #: A switch that has no opposite.
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 

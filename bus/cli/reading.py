@@ -1,4 +1,4 @@
-"""Reading the lake: runs, show, path, query."""
+"""Reading the lake: runs, show, path, query. What finds artifacts is in `finding`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from bus.cli.options import HERE, Everywhere, Limit
+from bus.cli.options import HERE, AsOf, Everywhere, Limit
 from bus.cli.output import Block, Facts, Line, Part, Reply, Table, problem_blocks, size
 from bus.errors import Code, NotFound, Refused
 
@@ -66,19 +66,21 @@ def show(
     *,
     kind: str | None = None,
     schema_version: int | None = None,
+    as_of: AsOf = None,
     everywhere: Everywhere = HERE,
 ) -> Reply:
     """Show all that is known of an artifact, a job, a run or a kind.
 
     A reference is a job_id, a run_id, an artifact_id (its beginning is enough), RUN/NAME,
-    job:JOB/NAME or KIND:ALIAS. Where a job and a run have one name, `job:NAME` and `run:NAME` tell
-    them apart. Works with no bus running.
+    job:JOB/NAME, KIND:ALIAS (KIND:latest always works) or KIND@VERSION/BEGINNING. Where a job and a
+    run have one name, `job:NAME` and `run:NAME` tell them apart. Works with no bus running.
 
     For example:
 
         bus show 6f1f1a0e
         bus show run-42/alerts_std --json
         bus show 2026-01-08T05-12-33Z__baseline__alerts
+        bus show trades:latest --as-of 2026-01-08T12:00:00Z
         bus show --kind alerts_std
 
     Parameters
@@ -89,6 +91,8 @@ def show(
         Show the contract of this kind instead: columns, keys, checks.
     schema_version
         With --kind: only this version.
+    as_of
+        Show an artifact as it stood after this commit, or at this moment (with a zone).
     """
     if (ref is None) == (kind is None):
         hint = "For example: bus show run-42, or bus show --kind trades."
@@ -97,10 +101,10 @@ def show(
         return _show_kind(kind, schema_version, everywhere.settings())
     lake, _ = everywhere.open()
     assert ref is not None  # noqa: S101 - one of the two is there
-    for look in _LOOKS:
+    for look in _LOOKS if as_of is None else ():
         if (found := look(lake, ref)) is not None:
             return found
-    return _show_artifact(lake, ref)
+    return _show_artifact(lake, ref, as_of)
 
 
 def _show_job(lake: Lake, ref: str) -> Reply | None:
@@ -159,10 +163,11 @@ def _use_table(uses: list[dict[str, Any]]) -> Table:
     return Table(columns, [[use[c] for c in columns] for use in uses])
 
 
-def _show_artifact(lake: Lake, ref: str) -> Reply:
+def _show_artifact(lake: Lake, ref: str, as_of: str | None) -> Reply:
     from bus import lookup
 
-    facts = lookup.artifact(lake, lookup.find_artifact(lake, ref.removeprefix("artifact:")))
+    seq = lookup.commit(lake, as_of)
+    facts = lookup.artifact(lake, lookup.find_artifact(lake, ref, as_of=seq), as_of=seq)
 
     def text() -> Iterable[Part]:
         lists = {"columns", "uses"}
@@ -247,28 +252,32 @@ def _contract(spec: Any) -> Iterable[Part]:
 # ── path and query ────────────────────────────────────────────────────────────────────────────
 
 
-def path(ref: str, /, *, everywhere: Everywhere = HERE) -> Reply:
+def path(ref: str, /, *, as_of: AsOf = None, everywhere: Everywhere = HERE) -> Reply:
     """Print the absolute path of an artifact's Parquet file.
 
-    Works with no bus running.
+    The file is there, with its full length; else exit code 1. Works with no bus running.
 
     For example:
 
         bus path 6f1f1a0e
-        bus path run-42/alerts_std
+        bus path trades:latest --as-of 1200
         duckdb -c "FROM '$(bus path run-42/alerts_std)'"
 
     Parameters
     ----------
     ref
-        An artifact_id (its beginning is enough), RUN/NAME, job:JOB/NAME or KIND:ALIAS.
+        An artifact_id (its beginning is enough), RUN/NAME, job:JOB/NAME, KIND:ALIAS (KIND:latest
+        always works) or KIND@VERSION/BEGINNING.
+    as_of
+        What REF meant after this commit, or at this moment (with a zone).
     """
-    from bus import lookup
+    from bus.reader import Reader
 
-    lake, _ = everywhere.open()
-    facts = lookup.artifact(lake, lookup.find_artifact(lake, ref.removeprefix("artifact:")))
-    data = {name: facts[name] for name in ("artifact_id", "path", "status", "file_hash")}
-    return Reply(data, lambda: [Line(facts["path"])])
+    _, settings = everywhere.open()
+    found = Reader(settings).get(ref, as_of=as_of)
+    found.check()
+    data = {name: getattr(found, name) for name in ("artifact_id", "path", "status", "file_hash")}
+    return Reply(data, lambda: [Line(found.path)])
 
 
 def query(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from bus.cli.options import HERE, Everywhere, Switch
+from bus.cli.options import HERE, AsOf, Everywhere, Switch
 from bus.cli.output import Block, Facts, Line, Part, Reply, Table, fancy, say
 from bus.errors import Code, LakeBusy, Refused, WaitTimeout
 
@@ -33,6 +33,8 @@ def export(
     *names: str,
     list_: Annotated[Switch, Parameter(name="--list")] = False,
     force: Switch = False,
+    as_of: AsOf = None,
+    out: Annotated[Path | None, Parameter(show_default=False)] = None,
     timeout: float = 60.0,
     everywhere: Everywhere = HERE,
 ) -> Reply:
@@ -42,10 +44,14 @@ def export(
     bus running. An export whose inputs did not change is not written again. One that fails keeps
     its old file and makes exit code 1.
 
+    With --as-of and --out they are built as things stood then, into a directory of your own; the
+    lake's exports stay as they are. That reads the journal, so it takes about as long as a rebuild.
+
     For example:
 
         bus export
         bus export alerts_std alerts_std_tradable --json
+        bus export --as-of 2026-01-08T12:00:00Z --out /tmp/then
         bus export --list
 
     Parameters
@@ -56,18 +62,49 @@ def export(
         Only show how each stands.
     force
         Write also what did not change.
+    as_of
+        As things stood after this commit, or at this moment (with a zone).
+    out
+        Where exports of the past go.
     timeout
         Wait this many seconds while the bus itself builds exports.
     """
     from bus import exports, health
 
     lake, settings = everywhere.open()
+    if as_of is not None or out is not None:
+        return _export_past(lake, settings, names, as_of, out)
     chosen = exports.chosen(settings, names or None)
     if not list_:
         _export_here(lake, settings, chosen, force=force, timeout_s=timeout)
     wanted = [e for e in health.exports(lake, settings) if not names or e.name in names]
     failed = not list_ and any(e.state == "error" for e in wanted)
     return Reply([e.as_dict() for e in wanted], lambda: _export_table(wanted), int(failed))
+
+
+def _export_past(
+    lake: Lake, settings: Settings, names: tuple[str, ...], as_of: str | None, out: Path | None
+) -> Reply:
+    from bus import lookup, past
+    from bus.specs import Registry
+
+    if as_of is None or out is None:
+        hint = "For example: bus export --as-of 1200 --out /tmp/then"
+        raise Refused("--as-of and --out go together", code=Code.E103, where="--as-of", hint=hint)
+    seq = lookup.commit(lake, as_of)
+    registry = Registry.load(settings)
+    done = past.export_as_of(lake, settings, registry, seq, out, names or None)
+
+    def text() -> Iterable[Part]:
+        columns = ("name", "ok", "rows", "seq", "path")
+        yield Table(columns, [[result.get(c) for c in columns] for result in done])
+        yield from (_export_error(r["name"], r["error"]) for r in done if not r["ok"])
+
+    return Reply(done, text, int(not all(result["ok"] for result in done)))
+
+
+def _export_error(name: str, error: str) -> Block:
+    return Block(f"{Code.E509} {name}", [error, f"hint: {Code.E509.hint}"], "bad")
 
 
 def _export_here(
@@ -90,9 +127,7 @@ def _export_here(
 def _export_table(found: list[ExportHealth]) -> Iterable[Part]:
     columns = ("name", "state", "rows", "seq", "at_utc", "path")
     yield Table(columns, [[getattr(e, c) for c in columns] for e in found])
-    for one in found:
-        if one.error:
-            yield Block(f"{Code.E509} {one.name}", [one.error, f"hint: {Code.E509.hint}"], "bad")
+    yield from (_export_error(one.name, one.error) for one in found if one.error)
 
 
 def rebuild(

@@ -204,6 +204,21 @@ def test_what_has_a_receipt_can_be_queried_soon(live_bus: Bus) -> None:
     assert [(r["artifact_id"], r["rows"]) for r in rows] == [(artifact.artifact_id, 5)]
 
 
+def test_what_has_a_receipt_is_found_and_told_at_once(live_bus: Bus) -> None:
+    before = next(iter(live_bus.find(limit=1)), None)
+    job = live_bus.submit(small_table(rows=7), name="found", tags={"test": "found"}, **MINE)
+    receipt = job.wait(PATIENCE_S)
+    found = live_bus.get(f"job:{job.job_id}/found")
+    assert found.artifact_id == receipt.artifacts[0].artifact_id
+    assert found.arrow().num_rows == 7
+    assert live_bus.find(tags={"test": "found"}) == [found]
+    assert live_bus.latest(found.kind, name="found") == found
+    assert live_bus.exists(found.file_hash)
+    told = live_bus.change_feed(0 if before is None else before.seq)
+    assert "created" in {one.change for one in told if one.artifact_id == found.artifact_id}
+    assert live_bus.find(tags={"test": "found"}, as_of=receipt.seq - 1) == []
+
+
 def test_receipts_agree_in_redis_and_on_disk(live_bus: Bus) -> None:
     job = live_bus.submit(small_table(), **MINE)
     receipt = job.wait(PATIENCE_S)

@@ -32,7 +32,7 @@ def test_the_columns_of_artifacts_f_are_those_of_the_design(bus: Shown) -> None:
     assert columns == [
         *("artifact_key", "run_id", "name", "artifact_id", "producer", "kind", "schema_version"),
         *("format", "canonical_path", "rows", "schema_hint", "file_hash", "content_hash"),
-        *("created_at_utc", "ingested_at", "seq", "meta_json"),
+        *("created_at_utc", "ingested_at", "seq", "meta_json", "logical_key", "min_ts", "max_ts"),
     ]
     assert rows == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import pytest
 
 from bus.errors import Code
 from bus.lake import Lake
-from tests.pipeline import Pipeline, facts, verdict
+from tests.pipeline import Pipeline, facts, id_of, verdict
 from tests.said import BOTH_PROBLEMS, Said
 
 if TYPE_CHECKING:
@@ -119,13 +120,19 @@ def test_a_job_and_a_run_of_one_name_can_be_told_apart(
 
 
 def test_the_beginning_of_an_id_that_fits_several_is_not_guessed(
-    own: Pipeline, bus: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    own: Pipeline, bus: Callable[..., Said]
 ) -> None:
-    monkeypatch.setattr("bus.lookup._meant", lambda *_: ["aaaa-1", "aaaa-2"])
-    said = bus("path", "aaaa", "--lake", own.lake.root)
+    many = [facts(f"m{number}", number, kind="many") for number in range(17)]
+    own.judged(verdict("many", *many))  # of 17 ids two begin alike
+    own.commit()
+    ids = sorted(id_of(one) for one in many)
+    first = next(a[0] for a, b in pairwise(ids) if a[0] == b[0])
+    said = bus("path", f"many@1/{first}", "--lake", own.lake.root)
     assert said.status == 2
     assert "E404" in said.err
-    assert "aaaa-1, aaaa-2" in said.err
+    for one in many:
+        listed = f"{id_of(one)} (many {one.logical_key}, created 20" in said.err
+        assert listed == id_of(one).startswith(first)
 
 
 def test_path_prints_the_path_of_the_bytes_and_nothing_else(

@@ -45,11 +45,6 @@ export class Lake {
     return join(this.root, "bus", directory);
   }
 
-  /** `journal/000000000042.json`. */
-  record(seq: number): string {
-    return join(this.root, "bus", "store", "journal", `${String(seq).padStart(12, "0")}.json`);
-  }
-
   /** Identity, provenance and lineage of one artifact. */
   sidecar(artifactId: string): string {
     return join(this.root, "bus", "store", "sidecars", `${artifactId}.json`);

@@ -104,7 +104,7 @@ export interface StoreOptions extends RedisOptions {
 /** Read what is committed, through DuckDB; publish, through the bus. */
 export class ArtifactStoreClient {
   readonly #runId = randomUUID();
-  #opened: Promise<{ lake: Lake; catalog: Catalog; journal: Journal }> | undefined;
+  #opened: Promise<{ lake: Lake; catalog: Catalog }> | undefined;
 
   private readonly options: StoreOptions;
 
@@ -134,13 +134,13 @@ export class ArtifactStoreClient {
     };
     where(filter.artifactType, (v) => `kind = ${v}`);
     where(filter.schemaVersion, (v) => `schema_version = ${v}`);
+    where(filter.logicalKey, (v) => `logical_key = ${v}`);
     where(filter.status, (v) => `status = ${v}`);
     where(filter.producer, (v) => `producer = ${v}`);
     where(filter.runId, (v) => `run_id = ${v}`);
     where(filter.name, (v) => `name = ${v}`);
     where(filter.createdAfter?.toISOString(), (v) => `ingested_at > ${v}::TIMESTAMPTZ`);
     where(filter.createdBefore?.toISOString(), (v) => `ingested_at < ${v}::TIMESTAMPTZ`);
-    where(filter.logicalKey === undefined ? undefined : JSON.stringify(filter.logicalKey), HAS_LOGICAL_KEY);
     for (const [key, value] of Object.entries(filter.tags ?? {})) {
       where(key, (k) => {
         values["t" + k.slice(1)] = value;
@@ -292,7 +292,7 @@ export class ArtifactStoreClient {
   }
 
   #open() {
-    this.#opened ??= findLake(this.options.lake).then((lake) => ({ lake, catalog: new Catalog(lake), journal: new Journal(lake) }));
+    this.#opened ??= findLake(this.options.lake).then((lake) => ({ lake, catalog: new Catalog(lake) }));
     return this.#opened;
   }
 
@@ -315,9 +315,9 @@ export class ArtifactStoreClient {
   }
 
   async #artifacts(condition: string, values: Record<string, string | number>, limit: number): Promise<Artifact[]> {
-    const { catalog, journal } = await this.#open();
+    const { catalog } = await this.#open();
     const rows = await catalog.select<Found>(`${SELECT_ARTIFACTS} WHERE ${condition} ${NEWEST_FIRST} LIMIT ${Math.trunc(limit)}`, values);
-    return Promise.all(rows.map((row) => asArtifact(row, journal)));
+    return rows.map(asArtifact);
   }
 }
 
@@ -334,108 +334,51 @@ interface Found {
   artifact_id: string;
   kind: string;
   schema_version: number;
+  logical_key: string;
   status: ArtifactStatus;
   canonical_path: string;
   file_hash: string;
   content_hash: string;
   rows: bigint;
+  min_ts: string | null;
+  max_ts: string | null;
   created_us: bigint;
-  seq: bigint;
   run_id: string;
   producer: string;
   name: string;
 }
 
+const ISO = (column: string) => `strftime(make_timestamp(epoch_us(${column})), '%Y-%m-%dT%H:%M:%S.%fZ') AS ${column}`;
+
 // An artifact is listed once, as its first run delivered it.
 const SELECT_ARTIFACTS = `
-  SELECT artifact_id, kind, schema_version, status, canonical_path, file_hash, content_hash, rows,
-         epoch_us(ingested_at) AS created_us, seq, run_id, producer, name
-  FROM (
-    SELECT *, CASE
-      WHEN artifact_id IN (SELECT artifact_id FROM catalog.purged_v) THEN 'purged'
-      WHEN artifact_id IN (SELECT artifact_id FROM catalog.tombstones_f) THEN 'tombstoned'
-      WHEN artifact_id IN (SELECT artifact_id FROM catalog.damaged_v) THEN 'damaged'
-      WHEN artifact_id IN (SELECT supersedes_artifact_id FROM catalog.supersedes_f) THEN 'superseded'
-      ELSE 'active' END AS status
-    FROM catalog.artifacts_f)`;
+  SELECT artifact_id, kind, schema_version, logical_key, status, canonical_path, file_hash, content_hash, rows,
+         ${ISO("min_ts")}, ${ISO("max_ts")}, epoch_us(ingested_at) AS created_us, run_id, producer, name
+  FROM catalog.artifacts_f JOIN (SELECT artifact_id, status FROM catalog.artifacts_d) USING (artifact_id)`;
 const NEWEST_FIRST = `
   QUALIFY row_number() OVER (PARTITION BY artifact_id ORDER BY seq, artifact_key) = 1
   ORDER BY seq DESC, name, artifact_id`;
 
-const NAMESPACE = "6f1f1a0e6b8b5d0c9a520d6b6a7c3c11";
-
-/**
- * The catalog names no logical keys, but an id is the UUIDv5 of [kind, version, logical key, content
- * hash]: so it can be asked of every artifact whether it has this one. (Two nibbles of a UUID are its
- * version and variant.)
- */
-const HAS_LOGICAL_KEY = (key: string) => `(
-  SELECT h[1:12] = u[1:12] AND h[14:16] = u[14:16] AND h[18:32] = u[18:32]
-  FROM (SELECT replace(artifact_id, '-', '') AS u, sha1(unhex('${NAMESPACE}') || encode(
-    '["' || kind || '",' || schema_version || ',' || ${key} || ',"' || content_hash || '"]')) AS h))`;
-
-async function asArtifact(row: Found, journal: Journal): Promise<Artifact> {
+function asArtifact(row: Found): Artifact {
   const { artifact_id: artifactId, canonical_path: pathParquet } = row;
-  const facts = await journal.facts(Number(row.seq), artifactId);
   return {
     artifactId,
     artifactType: row.kind,
     schemaVersion: row.schema_version,
-    logicalKey: facts.logical_key,
+    logicalKey: row.logical_key,
     status: row.status,
     pathParquet,
     pathSidecar: join(dirname(pathParquet), "..", "..", "sidecars", `${artifactId}.json`),
     fileHash: row.file_hash,
     contentHash: row.content_hash,
     rowCount: Number(row.rows),
-    ...(facts.min_ts !== undefined && { minTs: facts.min_ts }),
-    ...(facts.max_ts !== undefined && { maxTs: facts.max_ts }),
+    ...(row.min_ts !== null && { minTs: row.min_ts }),
+    ...(row.max_ts !== null && { maxTs: row.max_ts }),
     createdAt: new Date(Number(row.created_us / 1000n)).toISOString(),
     runId: row.run_id,
     producer: row.producer,
     name: row.name,
   };
-}
-
-interface Facts {
-  artifact_id: string;
-  logical_key: string;
-  min_ts?: string;
-  max_ts?: string;
-}
-
-const RECORDS_KEPT = 64;
-
-/** What the journal says of artifacts and the catalog leaves out. Records never change. */
-class Journal {
-  #records = new Map<number, Promise<Map<string, Facts>>>();
-
-  constructor(private readonly lake: Lake) {}
-
-  async facts(seq: number, artifactId: string): Promise<Facts> {
-    let record = this.#records.get(seq);
-    if (record === undefined) {
-      record = this.#read(seq);
-      this.#records.set(seq, record);
-      record.catch(() => this.#records.delete(seq));
-      for (const oldest of this.#records.keys()) {
-        if (this.#records.size <= RECORDS_KEPT) break;
-        this.#records.delete(oldest);
-      }
-    }
-    const found = (await record).get(artifactId);
-    if (found === undefined) throw new BusError(problem("E315", this.lake.record(seq), `no artifact ${artifactId} in it`));
-    return found;
-  }
-
-  async #read(seq: number): Promise<Map<string, Facts>> {
-    const record = JSON.parse(await readFile(this.lake.record(seq), "utf8")) as { jobs: { artifacts?: Facts[] }[] };
-    const facts = record.jobs.flatMap((job) => job.artifacts ?? []);
-    return new Map(facts.map(({ artifact_id, logical_key, min_ts, max_ts }) => [
-      artifact_id,
-      { artifact_id, logical_key, ...(min_ts !== undefined && { min_ts }), ...(max_ts !== undefined && { max_ts }) },
-    ]));
-  }
 }
 
 const SIDECAR_WITHIN_MS = 5000;

@@ -153,6 +153,13 @@ test("artifacts are tagged, named, pinned and tombstoned", async () => {
   expect((await store.getArtifact(id)).status).toBe("tombstoned");
 });
 
+test("an artifact tells what time it covers", async () => {
+  const rows = ["2026-01-08T05:12:33.500Z", "2026-01-08T05:12:34Z"].map((ts) => ({ run_id: "r", metric_name: "m", metric_value: 1.5, ts: new Date(ts) }));
+  const { artifactId } = await store.publishDataFrame({ ...request, artifactType: "run_metrics", dataFrame: rows });
+  const times = { minTs: "2026-01-08T05:12:33.500000Z", maxTs: "2026-01-08T05:12:34.000000Z" };
+  expect(await store.getArtifact(artifactId as string)).toMatchObject(times);
+});
+
 test("a CSV file is published with the types that all of its rows allow, or that are named", async () => {
   const path = join(folder, "t[1].csv");
   await writeFile(path, "a,b,c\n1,007,2026-01-08T05:12:33Z\n2.5,008,2026-01-08T05:12:34Z\n");
