@@ -251,7 +251,7 @@ def _without_views(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
     schema = pa.schema([field.with_type(t) for field, t in pairs], reader.schema.metadata)
     batches = (
         pa.record_batch([_as_plain(c, t) for c, t in zip(b.columns, types, strict=True)], schema)
-        for b in reader
+        for b in _pieces(reader, _ROW_GROUP_ROWS)  # a piece at a time, while others are written
     )
     return pa.RecordBatchReader.from_batches(schema, batches)
 
