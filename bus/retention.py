@@ -26,7 +26,6 @@ from bus.journal import reading_much
 from bus.lake import STALE_STAGING_S, VERDICT
 from bus.manifest import Manifest
 from bus.model import MAX_ARTIFACTS, JobState, Verdict, iso, utc_now
-from bus.staging import stage_mutations
 from bus.statements import statement
 
 if TYPE_CHECKING:
@@ -156,6 +155,8 @@ def plan(
 
 def apply(lake: Lake, made: Plan) -> list[StagedJob]:
     """Ask the writer for what a plan says: the jobs that lie in the inbox when this returns."""
+    from bus.staging import stage_mutations  # noqa: PLC0415 - brings pyarrow, which readers need not
+
     purges = [
         {"op": "purge", "object": piece.object, "reason": piece.because[:_REASON_CHARACTERS]}
         for piece in made.pieces
