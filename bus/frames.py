@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Told after each row group: how many rows are written, and of how many (None: a stream).
 Progress: TypeAlias = Callable[[int, int | None], None]
 
+#: Libraries whose frames hold their rows.
+_FRAMES = {"pandas", "polars"}
+
 _ROW_GROUP_ROWS = 131_072
 _ROW_GROUP_BYTES = 256 << 20
 
@@ -105,10 +108,14 @@ def _write(
             if judge is not None:
                 judge.look_at(group.to_batches())
             ordered = _ordered(group, order)
+            rows += group.num_rows
             if writing is not None:
                 writing.result()
-            writing = thread.submit(writer.write_table, ordered, options.row_group_rows)
-            rows += group.num_rows
+            if rows == total:
+                writer.write_table(ordered, options.row_group_rows)  # the last one: why wait?
+                writing = None
+            else:
+                writing = thread.submit(writer.write_table, ordered, options.row_group_rows)
             progress(rows, total)
         if writing is not None:
             writing.result()
@@ -210,13 +217,11 @@ def _pieces(reader: pa.RecordBatchReader, most: int) -> Iterator[pa.RecordBatch]
 
 
 def _rows_of(data: Any) -> int | None:
-    """How many rows there are, where it is known beforehand."""
+    """How many rows there are, where it is known beforehand: a DuckDB relation would run its query."""
     if isinstance(data, pa.Table | pa.RecordBatch):
         return int(data.num_rows)
-    try:
-        return len(data)
-    except TypeError:
-        return None
+    held = isinstance(data, Sequence) or type(data).__module__.split(".")[0] in _FRAMES
+    return len(data) if held and hasattr(data, "__len__") else None
 
 
 def as_reader(data: Any) -> pa.RecordBatchReader:

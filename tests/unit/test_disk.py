@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from bus import disk
+from tests.forks import exit_code_of
 
 HOLD = """
 import sys
@@ -183,6 +184,20 @@ def test_many_files_are_each_synced_once_and_a_failure_of_one_is_raised(
         disk.sync_all(paths)
     assert told.count("03") == 1
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_forked_child_syncs_many_files_too_and_so_does_its_parent_afterwards(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / f"{number}" for number in range(3)]
+    for path in paths:
+        disk.write_plain(path, b"x")
+    disk.sync_all(paths)
+    assert "bus-sync" in " ".join(thread.name for thread in threading.enumerate())
+    for _ in range(2):
+        assert exit_code_of(lambda: disk.sync_all(paths)) == 0
+        assert "bus-sync" not in " ".join(thread.name for thread in threading.enumerate())
+        disk.sync_all(paths)
 
 
 @pytest.mark.parametrize("name", ["write_durable", "sync_file", "sync_dir"])

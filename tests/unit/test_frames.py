@@ -92,6 +92,17 @@ def test_one_large_batch_is_cut_into_row_groups_and_progress_is_told(tmp_path: P
     assert pq.read_metadata(tmp_path / "t.parquet").num_row_groups == 3
 
 
+def test_a_query_is_run_once_and_not_to_count_its_rows_first(tmp_path: Path) -> None:
+    class Relation:
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            return pa.table(ROWS).__arrow_c_stream__(requested_schema)
+
+        def __len__(self) -> int:
+            raise AssertionError("a DuckDB relation would run its query for this")
+
+    assert write_parquet(Relation(), tmp_path / "t.parquet", ParquetOptions()) == 3
+
+
 def test_a_table_without_rows_keeps_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     assert write_parquet(pa.table(ROWS).slice(0, 0), path, ParquetOptions()) == 0
