@@ -44,7 +44,7 @@ def measure(shop: Workshop) -> None:
 def _of_hashing(shop: Workshop) -> None:
     size_bytes = shop.size(256 << 20, 32 << 20)
     lake = _ready(lakes.lake_of_large_objects(shop.room("verify") / "lake", 24, size_bytes))
-    rounds = shop.plan().run({"verify": partial(_full, lake), "limit": partial(_hash, lake)})
+    rounds = shop.plan(3).run({"verify": partial(_full, lake), "limit": partial(_hash, lake)})
     bytes_per_s = 24 * size_bytes / rounds.wall_s("verify")
     shop.show(
         "verify.full_of_hashing",
@@ -57,7 +57,7 @@ def _of_hashing(shop: Workshop) -> None:
 
 
 def _of_small_objects(shop: Workshop) -> None:
-    artifacts = shop.size(2_000, 500)
+    artifacts = shop.size(1_000, 500)
     lake = _ready(lakes.grown_lake(shop.room("verify") / "lake", artifacts, objects=artifacts))
     rounds = shop.plan().run({"verify": partial(_full, lake), "limit": partial(_hash, lake)})
     each_us = rounds.wall_s("verify") / artifacts * 1e6

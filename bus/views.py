@@ -252,14 +252,15 @@ def match_artifacts(lake: Lake, manifest: Manifest, *, whole: bool = False) -> t
     ):
         for kind, version, artifact_id, file_hash_text in rows:
             directory, name = lake.artifact_place(kind, version, artifact_id)
-            source = lake.object_place(file_hash_text.removeprefix("sha256:"))
             names = strays.get(directory, none)
-            if name not in names:
-                made += bool(_link(source, directory, name))
-                continue
-            names.remove(name)
-            if whole:
-                made += _mended(source, f"{directory}/{name}")
+            is_there = name in names
+            names.discard(name)
+            if whole or not is_there:
+                source = lake.object_place(file_hash_text.removeprefix("sha256:"))
+                if is_there:
+                    made += _mended(source, f"{directory}/{name}")
+                else:
+                    made += bool(_link(source, directory, name))
     for kind, version, artifact_id, file_hash_text in manifest.named("linked_anew", ()):
         source = lake.object_place(file_hash_text.removeprefix("sha256:"))
         made += _mended(source, "/".join(lake.artifact_place(kind, version, artifact_id)))
