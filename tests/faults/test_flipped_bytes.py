@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROBLEM = {"code": "E307", "where": "a.parquet", "message": "m", "hint": "h"}
 #: What is flipped in a long campaign where a file is too large for all of it.
-MOST = 4_000
+MOST = 1_000
 
 
 @pytest.fixture(scope="module")
