@@ -17,6 +17,7 @@ import secrets
 import tempfile
 import uuid
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -43,6 +44,8 @@ from bus.table import TableFacts, TablePass
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import pyarrow as pa
+
     from bus.contract import Spec
     from bus.hashing import HashPlan
     from bus.lake import Lake
@@ -67,6 +70,8 @@ _LIGHT_FILE_BYTES = 64 << 20
 _LIGHT_JOB_BYTES = 1 << 30
 _LIGHT_COLUMNS = 500
 SORT_PREFIX = "sort-"
+#: What a child is at while it starts a DuckDB, which ends the process when it cannot open a file.
+_STARTS_DUCKDB = "the start of DuckDB"
 #: What a verdict repeats of the manifest.
 _SAID = {"run_id", "producer", "kind", "created_at_utc", "provenance"}
 
@@ -142,7 +147,12 @@ def judge_in_child(
                 ours = isinstance(error, OSError) or "No space left" in text
                 return json.dumps({"fault" if ours else "defect": text}).encode()
 
-        answer = json.loads(run_limited(work, limits_for(directory, settings)))
+        try:
+            answer = json.loads(run_limited(work, limits_for(directory, settings)))
+        except AttemptEndedError as ended:
+            if ended.at == _STARTS_DUCKDB and ended.how.startswith("SIG"):
+                raise OurFaultError(str(ended)) from None  # it had not seen the file
+            raise
     match answer:
         case {"not_yet_s": delay_s}:
             raise NotYetError(delay_s)
@@ -429,7 +439,7 @@ class _Court:
         except OutOfOrder:
             if self._child is None:
                 raise NeedsChildError(where) from None
-            table.content_hash = _sorted_hash(source, table_pass.plan, self._child)
+            table.content_hash = _sorted_hash(source, table_pass.plan, self._child, where)
         return table
 
     def _note_duckdb(
@@ -440,7 +450,9 @@ class _Court:
 
         if not is_odd(source):
             return
-        fault = second_reader.duckdb_fault(fd, child.sort_dir, child.sort_memory_bytes)
+        child.note(_STARTS_DUCKDB)
+        started = partial(child.note, entry.relpath)
+        fault = second_reader.duckdb_fault(fd, child.sort_dir, child.sort_memory_bytes, started)
         if fault is not None:
             self._unreadable[entry.relpath] = f"{DUCKDB_UNREADABLE}: {fault}"
 
@@ -454,12 +466,17 @@ class _Court:
         )
 
 
-def _sorted_hash(source: ParquetSource, plan: HashPlan | None, child: _Child) -> str:
+def _sorted_hash(source: ParquetSource, plan: HashPlan | None, child: _Child, where: str) -> str:
     """The content hash of a table that neither fits in memory nor comes in order."""
     from bus.hashing import out_of_core  # noqa: PLC0415 - imports DuckDB: only ever in a child
 
+    def batches() -> Iterator[pa.RecordBatch]:
+        child.note(where)  # DuckDB has started, and asks for the first
+        yield from source.batches()
+
+    child.note(_STARTS_DUCKDB)
     return out_of_core.content_hash(
-        source.batches(),
+        batches(),
         source.schema,
         plan,
         temp_dir=child.sort_dir,

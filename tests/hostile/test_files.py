@@ -30,6 +30,7 @@ from tests.jobs import (
     small_table,
     verdict_of,
 )
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -353,7 +354,8 @@ def test_a_job_that_is_still_being_copied_waits_and_is_refused_in_the_end(
     assert 0 < result.later["job"] <= 5
     assert path.exists(), "an unfinished job stays where its producer writes it"
 
-    assert codes(judged(intake, lake, "job")) == ["E306"]
+    wait_until(lambda: intake.drain("job").judged == ["job"], what="its time is over")
+    assert codes(verdict_of(lake, "job")) == ["E306"]
 
 
 def test_a_job_that_is_completed_in_time_is_taken(lake: Lake) -> None:

@@ -185,7 +185,7 @@ def test_a_change_that_cannot_be_written_raises(bus: Bus, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("bus.staging.disk.write_durable", full)
+    monkeypatch.setattr("bus.staging.disk.write_plain", full)
     with pytest.raises(Unavailable) as caught:
         bus.alias("signals:best", "run-1/t0")
     assert caught.value.code == "E504"
