@@ -19,7 +19,6 @@ from bus import references
 from bus.errors import Code, NotFound, Refused, Unavailable
 from bus.finding import Then
 from bus.graph import levels, trace, walk
-from bus.lookup import find_artifact
 from bus.manifest import reading
 from bus.moments import seq_of
 from bus.pedigree import Direction, Lineage, Node
@@ -169,9 +168,9 @@ def impact(
     be in the other. `limit`: at most so many artifacts are listed, None for all. Raises `NotFound`
     (E511) and `Refused` (E404).
     """
-    artifact_id = find_artifact(lake, reference)
     with _frozen(lake) as manifest:
         seq = seq_of(manifest, None)
+        artifact_id = references.artifact_id(Then(manifest, lake, seq), reference)
         start = _node(manifest, artifact_id)
         came_from = walk([start], lambda nodes: _step(manifest, "down", nodes, seq))
         order = list(came_from)  # the artifact itself is the first
