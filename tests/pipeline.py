@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -40,8 +40,9 @@ from bus.staging import StagedJob, Staging
 from bus.writer import Answer, DrainResult, Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
+    from types import ModuleType
 
     from bus.model import CommitRecord
 
@@ -208,6 +209,29 @@ class Pipeline:
     def links(self) -> set[str]:
         """The ids whose Parquet `canon.*` reads."""
         return {p.stem for p in self.lake.artifacts.glob("*/v*/*.parquet") if "-" in p.stem}
+
+
+class Log:
+    """In the place of a module's `log`: what it says, at whatever level other tests let it speak."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.said.append({"event": event, **fields})
+
+    warning = info
+
+    @classmethod
+    @contextmanager
+    def of(cls, module: ModuleType) -> Iterator[list[dict[str, Any]]]:
+        """What is said within the block."""
+        log = cls()
+        before, vars(module)["log"] = vars(module)["log"], log
+        try:
+            yield log.said
+        finally:
+            vars(module)["log"] = before
 
 
 class LightCatalog:

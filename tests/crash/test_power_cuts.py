@@ -17,14 +17,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from structlog.testing import capture_logs
 
-from bus import disk
+from bus import checkpoints, disk
 from bus.journal import Commit, Journal
 from bus.writer import Writer
 from tests.crash import story as story_module
 from tests.crash.posix import Disk, Watched
 from tests.crash.story import STORIES, Cut, Ends, Story, violations
+from tests.pipeline import Log
 
 if TYPE_CHECKING:
     import random
@@ -205,7 +205,7 @@ def test_whatever_a_power_cut_leaves_of_checkpoints_a_rebuild_is_right(
         cut = campaign.chance.choice(cuts)
         strategy = ("all", "random", "meta")[number % 3]
         found = told.device.moment(cut.time).state(strategy, campaign.chance)
-        with capture_logs() as logs:
+        with Log.of(checkpoints) as logs:
             assert told.cut(cut, found, lost="lake/manifest") == [], at_a_time(cut, told)
         seqs = [entry["seq"] for entry in logs if entry["event"] == "checkpoint_taken"]
         taken[seqs[0] if seqs else None] += 1

@@ -9,7 +9,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from bus import checkpoints, disk, writer as writer_module
 from bus.catalog import Catalog, published_seq
@@ -19,7 +18,7 @@ from bus.lake import CHECKPOINT
 from bus.manifest import Manifest
 from bus.model import MarkDamaged, Tombstone
 from tests.ledger import dump
-from tests.pipeline import LightCatalog, Pipeline, facts, id_of, verdict
+from tests.pipeline import LightCatalog, Log, Pipeline, facts, id_of, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +80,7 @@ def lose_the_manifest(pipe: Pipeline) -> None:
 
 def started_from(action: Callable[[], object]) -> tuple[int | None, list[str]]:
     """Which checkpoint was taken meanwhile, and why others were not."""
-    with capture_logs() as logs:
+    with Log.of(checkpoints) as logs:
         action()
     taken = [entry["seq"] for entry in logs if entry["event"] == "checkpoint_taken"]
     ignored = [entry["reason"] for entry in logs if entry["event"] == "checkpoint_ignored"]
@@ -169,7 +168,7 @@ def test_one_that_cannot_be_made_leaves_nothing_and_stops_nobody(
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(checkpoints, "file_hash", full)
-    with capture_logs() as logs:
+    with Log.of(checkpoints) as logs:
         commit(pipe, verdict("j1", A))
     assert [e["reason"] for e in logs if e["event"] == "checkpoint_not_made"] == [
         "database or disk is full"
