@@ -131,7 +131,7 @@ def test_a_policy_is_set_shown_and_removed(own: Pipeline, bus: Callable[..., Sai
     (policy,) = bus("policy", "--json", *at).json
     seq = policy.pop("seq")
     assert policy == {"kind": "signals", "keep_last": 3, "keep_days": 30}
-    assert own.records()[seq - 1].jobs[0].producer == "bus.policy"
+    assert "bus.policy" in {job.producer for job in own.records()[seq - 1].jobs}
     assert bus("policy", "signals", "--remove", *at).status == 0
     work(own)
     assert bus("policy", "signals", "--show", "--json", *at).json == []
