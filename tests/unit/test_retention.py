@@ -14,6 +14,7 @@ from bus.errors import NotFound, Refused
 from bus.model import JobState, Receipt, RejectReason, iso, utc_now
 from bus.verify import verify
 from tests.pipeline import KIND, LightCatalog, Pipeline, table
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +36,12 @@ def settle(pipe: Pipeline) -> None:
     with pipe.writer() as writer:
         while writer.drain().more:
             pass
+
+
+def let_time_pass() -> None:
+    """So much that the file system's clock, which ticks some hundred times a second, shows it."""
+    now = utc_now()
+    wait_until(lambda: utc_now() > now + timedelta(milliseconds=30))
 
 
 def publish(pipe: Pipeline, number: int, key: str, **fields: Any) -> str:
@@ -481,7 +488,9 @@ def test_directories_of_jobs_answered_long_ago_go_to_the_trash(forgetful: Pipeli
 
 def test_a_job_answered_since_keeps_its_directory(pipe: Pipeline) -> None:
     publish(pipe, 1, "k", job_id="early")
+    let_time_pass()
     before = utc_now()
+    let_time_pass()
     publish(pipe, 2, "k", job_id="late")
     change(pipe, "discard", {"op": "discard", "jobs": "committed", "before": iso(before)})
     assert [pipe.state(job) for job in ("early", "late")] == [JobState.UNKNOWN, JobState.COMMITTED]
@@ -516,6 +525,7 @@ def test_a_rejection_does_not_hide_a_receipt_that_was_discarded_before_it(pipe: 
     pipe.stage("job", table(2), entries={"inputs": ["job:nobody/t0"]})
     settle(pipe)
     publish(pipe, 2, "k", job_id="job")
+    let_time_pass()
     change(pipe, "discard", {"op": "discard", "jobs": "committed", "before": iso(utc_now())})
     assert pipe.state("job") is JobState.REJECTED
     assert isinstance(Bus(pipe.settings).find_job("job").answer(), Receipt)
@@ -524,6 +534,7 @@ def test_a_rejection_does_not_hide_a_receipt_that_was_discarded_before_it(pipe: 
 def test_a_clock_that_is_ahead_discards_nothing_that_comes_later(pipe: Pipeline) -> None:
     ahead = iso(utc_now() + LATER)
     change(pipe, "early", {"op": "untag", "target": publish(pipe, 1, "k"), "tags": {"a": "b"}})
+    let_time_pass()
     change(pipe, "discard", {"op": "discard", "jobs": "committed", "before": ahead})
     publish(pipe, 2, "k", job_id="late")
     assert [pipe.state(job) for job in ("early", "late")] == [JobState.UNKNOWN, JobState.COMMITTED]
