@@ -454,6 +454,7 @@ def forgetful(pipe: Pipeline) -> Pipeline:
     publish(pipe, 1, "k", job_id="good")
     pipe.stage("bad", table(2), entries={"inputs": ["job:nobody/t0"]})
     settle(pipe)
+    let_time_pass()
     before = iso(utc_now())
     discards = [{"op": "discard", "jobs": j, "before": before} for j in ("committed", "rejected")]
     change(pipe, "discard", *discards)
