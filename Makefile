@@ -38,10 +38,12 @@ test-all: $(OLDEST)  ## what `make test` leaves out: the core with the oldest du
 # SOAK_ONLY=kills leaves the campaigns out. Figures go to soak-results.jsonl, a line for each test.
 SOAK_S ?= 600
 SOAK_SEED ?= 1
+# Kills a second: of processes without Celery, and of real ones (SOAK_KILLS="7 0.3").
+SOAK_KILLS ?=
 soak: $(READY)  ## the long campaigns, then SOAK_S seconds of random kills (default 600)
 	@[ "$(SOAK_ONLY)" = kills ] || $(OWN) $(BIN)/python -m pytest tests/crash tests/faults tests/hostile \
 	  tests/unit/test_state_machine.py --long --timeout=7200 --seed $(SOAK_SEED) --results soak-results.jsonl
-	@$(OWN) $(BIN)/python -m tests.soak --seconds $(SOAK_S) --seed $(SOAK_SEED)
+	@$(OWN) $(BIN)/python -m tests.soak --seconds $(SOAK_S) --seed $(SOAK_SEED) $(if $(SOAK_KILLS),--kills $(SOAK_KILLS))
 
 lint: $(READY)  ## ruff: all rules, and the format
 	$(BIN)/ruff check .

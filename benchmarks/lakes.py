@@ -110,6 +110,14 @@ def counted(lake: Lake) -> tuple[int, int]:
     return artifacts, edges
 
 
+def some_ids(lake: Lake, count: int) -> list[str]:
+    """So many artifact_ids, evenly out of all that the manifest has."""
+    sql = """SELECT artifact_id FROM artifact_facts
+        WHERE artifact_no % (SELECT max(1, max(artifact_no) / ?) FROM artifact_facts) = 0 LIMIT ?"""
+    with closing(Manifest.read(lake)) as manifest:
+        return [artifact_id for (artifact_id,) in manifest.rows(sql, (count, count))]
+
+
 def published_lake(root: Path, tables: Mapping[str, pa.Table]) -> tuple[Lake, dict[str, str]]:
     """A lake with these tables, written as our clients write them, and their artifact_ids by name."""
     lake = new_lake(root)

@@ -1,8 +1,10 @@
 """The writer with judged jobs waiting, in process: against the bare file operations, and as it grows.
 
 A lap is `Writer.drain` from the first look at ready/ to the last answer and artifact link. The
-catalog's snapshot, which follows, is timed by when its file was published. Three lakes take part in
-each round: one with 1,000 artifacts catalogued, one with 100,000, and one for the bare operations.
+catalog's snapshot, which follows, is timed by when its file was published. Four lakes take part in
+each round. One of 1,000 artifacts is held against one for the bare operations, with plain jobs. Two
+more, of 1,000 and of 200,000, take jobs as people have them: each artifact was made from two that
+are there, carries tags, and an alias moves to it.
 """
 
 from __future__ import annotations
@@ -20,50 +22,53 @@ from bus.intake import Intake
 from bus.lake import RECEIPT, Lake
 from bus.settings import Settings
 from bus.specs import Registry
+from bus.staging import Staging
 from bus.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from benchmarks.rounds import Lap
     from benchmarks.workshop import Workshop
 
 _ROWS = 50
-_SMALL, _LARGE = "1,000", "100,000"
+_SMALL, _LARGE = "1,000", "200,000"
+_ALIASES = 40
+_SOURCES = 1_000
 
 
 def measure(shop: Workshop) -> None:
     """Jobs of one artifact of ten columns; what a table's rows cost was the validators' affair."""
     jobs = shop.size(400, 100)
-    sizes = {_SMALL: 1_000, _LARGE: shop.size(100_000, 10_000)}
+    sizes = {_SMALL: 1_000, _LARGE: shop.size(200_000, 10_000)}
     folder = shop.room("writer")
     with ExitStack() as stack:
         files = inputs.make_files(folder / "files", jobs, rows=_ROWS)
-        benches = {
-            name: stack.enter_context(_bench(folder / f"lake-{size}", size, files))
-            for name, size in sizes.items()
-        }
-        pattern = benches[_SMALL].pattern()
-        sides = {name: partial(_drained, bench) for name, bench in benches.items()}
-        sides["bare"] = partial(_bare, folder, files, pattern)
+        plain = stack.enter_context(_bench(folder / "plain", 1_000, files, _plain))
+        pattern = plain.pattern()
+        sides = {"plain": partial(_drained, plain), "bare": partial(_bare, folder, files, pattern)}
+        for name, size in sizes.items():
+            bench = stack.enter_context(_bench(folder / f"lake-{size}", size, files, _in_use))
+            bench.drain(bench.prepare())
+            sides[name] = partial(_drained, bench)
         rounds = shop.plan().run(sides)
     each = {side: rounds.wall_s(side) / jobs * 1e6 for side in sides}
     shop.show(
         "writer_alone.of_limit",
-        rounds.ratio("bare", _SMALL),
+        rounds.ratio("bare", "plain"),
         "x limit",
         at_least=0.60,
         rounds=rounds,
-        remark=f"{each[_SMALL]:,.0f} us per artifact, bare {each['bare']:,.0f}",
+        remark=f"{each['plain']:,.0f} us per artifact, bare {each['bare']:,.0f}",
     )
     shop.show(
-        "writer_alone.growth_100000_to_1000",
+        "writer_alone.growth_200000_to_1000",
         rounds.ratio(_LARGE, _SMALL),
         "x",
         at_most=1.2,
         rounds=rounds,
-        remark=f"{each[_LARGE]:,.0f} us per artifact",
+        remark=f"{each[_LARGE]:,.0f} and {each[_SMALL]:,.0f} us per artifact with inputs, tags, alias",
     )
     published = zip(*(rounds.noted(name, "published_s") for name in (_LARGE, _SMALL)), strict=True)
     shop.show(
@@ -73,26 +78,37 @@ def measure(shop: Workshop) -> None:
         at_most=1.2,
         rounds=rounds,
     )
-    cpu_ms = rounds.cpu_s(_SMALL) / jobs * 1000
-    shop.show("writer_alone.cpu_per_artifact", cpu_ms, "CPU ms", rounds=rounds)
+    cpu = {side: rounds.cpu_s(side) / jobs * 1000 for side in sides}
+    shop.show("writer_alone.cpu_per_artifact", cpu["plain"], "CPU ms", rounds=rounds)
+    shop.show("writer_alone.growth_by_cpu", cpu[_LARGE] / cpu[_SMALL], "x", rounds=rounds)
 
 
 @dataclass(slots=True)
 class _Bench:
-    """A lake with a writer, and files for new jobs."""
+    """A lake with a writer, files for new jobs, and how these are staged."""
 
     lake: Lake
     settings: Settings
     registry: Registry
     writer: Writer
     files: list[Path]
+    stage: Callable[[Lake, list[Path], str], None]
     prepared: int = 0
 
     def prepare(self) -> int:
         """Stage the files as new jobs and have them judged; how many lie in ready/."""
-        _judge(self.lake, self.settings, self.registry, self.files, f"round{self.prepared}")
+        self.stage(self.lake, self.files, f"round{self.prepared}")
+        _judge(self.lake, self.settings, self.registry, len(self.files))
         self.prepared += 1
         return len(self.files)
+
+    def drain(self, jobs: int) -> None:
+        """Commit and answer so many jobs that lie in ready/."""
+        done = 0
+        while done < jobs:
+            result = self.writer.drain(budget_s=0)
+            assert result.jobs, "a job in ready/ is not taken"
+            done += result.jobs
 
     def pattern(self) -> Pattern:
         """Commit one batch (which warms up, too) and take its pattern."""
@@ -105,30 +121,51 @@ class _Bench:
 
 
 @contextmanager
-def _bench(root: Path, artifacts: int, files: list[Path]) -> Iterator[_Bench]:
+def _bench(
+    root: Path,
+    artifacts: int,
+    files: list[Path],
+    stage: Callable[[Lake, list[Path], str], None],
+) -> Iterator[_Bench]:
     lake = lakes.grown_lake(root, artifacts)
     lakes.catalogue(lake)
     settings = Settings.load(root)
     registry = Registry.load(settings)
     with Writer.open(lake, settings, registry) as writer:
-        yield _Bench(lake, settings, registry, writer, files)
+        yield _Bench(lake, settings, registry, writer, files, stage)
 
 
-def _judge(
-    lake: Lake, settings: Settings, registry: Registry, files: list[Path], prefix: str
-) -> None:
-    job_ids = lakes.stage(lake, list(lakes.each_alone(files)), prefix)
+def _plain(lake: Lake, files: list[Path], prefix: str) -> None:
+    lakes.stage(lake, list(lakes.each_alone(files)), prefix)
+
+
+def _in_use(lake: Lake, files: list[Path], prefix: str) -> None:
+    """Artifacts that were made from others, with tags, each the target of an alias from now on."""
+    sources = lakes.some_ids(lake, _SOURCES)
+    for number, path in enumerate(files):
+        job_id = f"{prefix}-{number:05d}"
+        with Staging(lake, f"run-{job_id}", inputs.PRODUCER, inputs.KIND, job_id) as staging:
+            staging.add(
+                path,
+                name="table",
+                logical_key=f"token={prefix}-{number}/res=1s",
+                inputs=[sources[2 * number % _SOURCES], sources[(2 * number + 1) % _SOURCES]],
+                tags={"token": [f"T{number % 50}"], "round": [prefix]},
+            )
+            alias = {"op": "alias", "kind": inputs.KIND, "alias": f"best-{number % _ALIASES}"}
+            staging.submit(mutations=[alias | {"target": f"job:{job_id}/table"}])
+
+
+def _judge(lake: Lake, settings: Settings, registry: Registry, jobs: int) -> None:
     result = Intake(lake, settings, registry).drain(budget_s=600)
-    assert len(result.judged) == len(job_ids), result
+    assert len(result.judged) == jobs, result
 
 
 def _drained(bench: _Bench, lap: Lap) -> None:
     jobs = bench.prepare()
     begin_s = time.time()
     with lap.measured():
-        done = 0
-        while done < jobs:
-            done += bench.writer.drain(budget_s=0).jobs
+        bench.drain(jobs)
     while bench.writer.drain().more:  # snapshot and run trees: nothing is left for the next lap
         pass
     lap.notes["published_s"] = bench.lake.catalog_db.stat().st_ctime - begin_s
@@ -137,7 +174,8 @@ def _drained(bench: _Bench, lap: Lap) -> None:
 def _bare(folder: Path, files: list[Path], pattern: Pattern, lap: Lap) -> None:
     lake = lakes.new_lake(folder / f"bare-{lap.number}")
     settings = Settings.load(lake.root)
-    _judge(lake, settings, Registry.load(settings), files, "bare")
+    _plain(lake, files, "bare")
+    _judge(lake, settings, Registry.load(settings), len(files))
     bare = BareWriter(lake, pattern, folder / f"bare-{lap.number}.sqlite")
     with lap.measured():
         done = bare.commit()

@@ -426,8 +426,8 @@ class _JobDecider:
             return None
 
     def _artifact_id(self, reference: str) -> str:
-        if reference.startswith("name:"):
-            name = reference.removeprefix("name:")
+        if reference.startswith(("name:", own := f"job:{self._verdict.job_id}/")):
+            name = reference.removeprefix("name:").removeprefix(own)
             if name not in self._siblings:
                 raise _MissingError(reference, f"no artifact {name!r} in this job", final=True)
             return self._siblings[name]

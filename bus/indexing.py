@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Applier:
     """Writes records' facts. Rows are collected first, then inserted table by table.
 
-    Facts that begin and end are inserted at the end of each record, because the next record asks
-    whether they hold; all other rows when there are enough, or when `flush` is called.
+    Facts that begin and end are inserted when a later one asks whether they hold, and at the end of
+    each record; all other rows when there are enough, or when `flush` is called.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -79,9 +79,17 @@ class Applier:
 
     def _insert(self, tables: dict[str, list[tuple[Any, ...]]]) -> None:
         for table, rows in tables.items():
-            marks = ", ".join("?" * len(rows[0]))
-            self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
+            self._insert_rows(table, rows)
         tables.clear()
+
+    def _insert_rows(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * len(rows[0]))
+        self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
+
+    def _write(self, table: str) -> None:
+        """Facts that this commit began: before one is asked whether it holds, or is ended."""
+        if rows := self._facts.pop(table, None):
+            self._insert_rows(table, rows)
 
     def _job(self, job: JobRecord) -> None:
         problems = [p.model_dump() for p in job.problems] if job.problems else None
@@ -111,7 +119,6 @@ class Applier:
             self._artifact(artifact)
             self._use(job, artifact, meta_json)
         for mutation in job.mutations:
-            self.flush()  # a mutation may end a fact that this very record adds
             self._mutate(job, mutation)
 
     def _run(self, job: JobRecord, meta_json: str) -> None:
@@ -246,23 +253,25 @@ class Applier:
         self._any_purged = True
         self._end("purge_facts", "file_hash = ?", file_hash)
         self._begin("purge_facts", file_hash=file_hash, reason=reason)
-        self._insert(self._facts)  # an artifact of this very commit may bring the bytes back
 
     def _is_purged(self, file_hash: str) -> bool:
+        if not self._any_purged:
+            return False
+        self._write("purge_facts")  # this very commit may have purged it
         holds = "SELECT 1 FROM purge_facts WHERE file_hash = ? AND ended_seq IS NULL"
-        return self._any_purged and self._db.execute(holds, (file_hash,)).fetchone() is not None
+        return self._db.execute(holds, (file_hash,)).fetchone() is not None
 
     def _bytes_are_back(self, file_hash: str) -> None:
         """A validator has just proven them, or the writer has."""
         if file_hash in self._damaged:
             self._damaged.remove(file_hash)
-            self.flush()
             self._end("damage_facts", "file_hash = ?", file_hash)
         if self._is_purged(file_hash):
             self._end("purge_facts", "file_hash = ?", file_hash)
 
     def _once(self, table: str, **values: str) -> None:
         """Begin a fact unless it already holds."""
+        self._write(table)
         same = " AND ".join(f"{column} = ?" for column in values)
         holds = f"SELECT 1 FROM {table} WHERE {same} AND ended_seq IS NULL"  # noqa: S608 - our own names
         if self._db.execute(holds, tuple(values.values())).fetchone() is None:
@@ -276,6 +285,7 @@ class Applier:
 
         So the same fact may begin again in this commit, under the same key.
         """
+        self._write(table)
         self._db.execute(
             f"DELETE FROM {table} WHERE {condition} AND added_seq = ?",  # noqa: S608 - our own names
             (*values, self._seq),

@@ -18,9 +18,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--light", action="store_true", help="without Celery and Redis")
+    rates = (Options.light_kills_per_s, Options.real_kills_per_s)
+    parser.add_argument("--kills", type=float, nargs=2, default=rates, metavar=("LIGHT", "REAL"))
     parser.add_argument("--folder", type=Path, help="keep everything here (must be empty)")
     chosen = parser.parse_args()
-    options = Options(chosen.seconds, chosen.seed, real=not chosen.light)
+    options = Options(chosen.seconds, chosen.seed, *chosen.kills, real=not chosen.light)
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="soak-", dir=Path.cwd()))
     outcome = run(folder.resolve(), options, _say)
     if outcome.ok and chosen.folder is None:

@@ -142,11 +142,14 @@ def test_a_job_may_build_on_one_before_it(ledger: Ledger, together: bool, refere
     assert record.artifacts[0].inputs == [id_of(A)]
 
 
+@pytest.mark.parametrize("first", ["name:a", "job:j/a"], ids=["by name", "by its own job"])
 @pytest.mark.parametrize("order", list(itertools.permutations(["a", "b", "c"])))
-def test_siblings_may_be_named_in_any_order(ledger: Ledger, order: tuple[str, ...]) -> None:
+def test_siblings_may_be_named_in_any_order(
+    ledger: Ledger, order: tuple[str, ...], first: str
+) -> None:
     made = {
         "a": A,
-        "b": facts("b", 2, inputs=["name:a"]),
+        "b": facts("b", 2, inputs=[first]),
         "c": facts("c", 3, inputs=["name:b", "name:a"]),
     }
     (record,) = ledger.committed(verdict("j", *(made[name] for name in order)))
@@ -156,7 +159,7 @@ def test_siblings_may_be_named_in_any_order(ledger: Ledger, order: tuple[str, ..
 
 @pytest.mark.parametrize(
     ("reference", "code"),
-    [("name:nobody", "E401"), ("not-an-id", "E401"), ("", "E401"), ("job:", "E401")],
+    [(name, "E401") for name in ("name:nobody", "job:j/nobody", "not-an-id", "", "job:")],
 )
 def test_a_reference_that_can_never_be_found_is_refused_at_once(
     ledger: Ledger, reference: str, code: str
