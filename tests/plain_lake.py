@@ -1,7 +1,7 @@
 """A lake in plain dicts and sets: what must become of a job, and what must hold after it.
 
 It knows nothing of files, commits, batches and crashes, so whatever those lead to must agree with
-it. What a later feature adds (purged artifacts, states as of a commit) belongs into `State`.
+it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: (logical key, number of the table): what tells artifacts apart.
 Key = tuple[str, int]
 Edges = set[tuple[Key, Key]]
+#: (number of the table, codec): what tells objects apart.
+Bytes = tuple[int, str]
 
 #: What is wrong with a job, and the code that says so.
 FAULTS = {"a wrong hash": "E304", "a missing column": "E202", "a torn file": "E308"}
@@ -53,11 +55,25 @@ class State:
     aliases: dict[str, Key] = field(default_factory=dict)
     moves: list[tuple[Key | None, Key | None]] = field(default_factory=list)
     pins: dict[str, set[Key]] = field(default_factory=dict)
+    purged: set[Bytes] = field(default_factory=set)
 
     def status(self, key: Key) -> str:
+        if self.stands_on(key) in self.purged:
+            return "purged"
         if key in self.tombstoned:
             return "tombstoned"
         return "superseded" if any(old == key for _, old in self.supersedes) else "active"
+
+    def stands_on(self, key: Key) -> Bytes:
+        return key[1], self.codecs[key]
+
+    def needed(self) -> set[Bytes]:
+        """What everything reachable stands on: nothing is superseded by policy here."""
+        kept = {key for key in self.codecs if key not in self.tombstoned}
+        kept |= {*self.aliases.values()}.union(*self.pins.values())
+        while more := {source for made, source in self.made_from if made in kept} - kept:
+            kept |= more
+        return {self.stands_on(key) for key in kept}
 
     # ── artifacts ─────────────────────────────────────────────────────────────────────────────
 
@@ -78,15 +94,32 @@ class State:
             decision = ("created" if known is None else "revived", None)
             self.codecs[key] = job.codec
             self.tombstoned.pop(key, None)
+            self.purged.discard(self.stands_on(key))
         self.delivered[job.job_id] = key
         self.tags |= {(key, k, v) for k, v in job.entries.get("tags", {}).items()}
         return Expected(Outcome.COMMITTED, decision=decision)
 
     # ── changes ───────────────────────────────────────────────────────────────────────────────
 
-    def change(self, job: Job, ids: dict[Key, str]) -> Expected:
-        done = [(change["op"], self._say(change, ids)) for change in job.fields["mutations"]]
+    def change(self, job: Job, ids: dict[Key, str], objects: dict[str, Bytes]) -> Expected:
+        done = [
+            (
+                change["op"],
+                self._purge(change["object"], objects)
+                if change["op"] == "purge"
+                else self._say(change, ids),
+            )
+            for change in job.fields["mutations"]
+        ]
         return Expected(Outcome.COMMITTED, changes=[op for op, effect in done if effect])
+
+    def _purge(self, sha256: str, objects: dict[str, Bytes]) -> bool:
+        """An object that no artifact ever stood on may always go."""
+        found = objects.get(sha256)
+        if found in self.needed():
+            return False
+        self.purged |= {found} if found else set()
+        return True
 
     def _meant(self, reference: str) -> Key:
         job_id = reference.removeprefix("job:").partition("/")[0]
@@ -168,10 +201,14 @@ class State:
 
 
 class PlainLake:
-    """Decides jobs one by one; `now` is what holds. `ids`: the artifact_id of each key, once known."""
+    """Decides jobs one by one; `now` is what holds, and is never changed in place.
 
-    def __init__(self, ids: dict[Key, str]) -> None:
+    `ids`, `objects`: the artifact_id of each key, and what each SHA-256 stands for, once known.
+    """
+
+    def __init__(self, ids: dict[Key, str], objects: dict[str, Bytes]) -> None:
         self.ids = ids
+        self.objects = objects
         self.now = State()
 
     def decide(self, job: Job) -> Expected:
@@ -186,7 +223,7 @@ class PlainLake:
         after = deepcopy(self.now)
         try:
             is_change = "mutations" in job.fields
-            expected = after.change(job, self.ids) if is_change else after.add(job)
+            expected = after.change(job, self.ids, self.objects) if is_change else after.add(job)
         except RefusedError as refused:
             return Expected(Outcome.REJECTED, str(refused))
         after.committed[job.job_id] = like

@@ -28,19 +28,20 @@ from hypothesis.stateful import (
 
 from bus import writer as writer_module
 from bus.catalog import Catalog, select
-from bus.errors import JobConflict
+from bus.client import Bus
+from bus.errors import JobConflict, NotFound
 from bus.lake import COMMIT
 from bus.manifest import Manifest
 from bus.model import CommitMarker, JobState, Outcome, Receipt, RejectReason
 from bus.versions import alias_history
-from tests.crash_kit import PROTOCOL_POINTS, Job, Scene
+from tests.crash_kit import PROTOCOL_POINTS, RETENTION_POINTS, Job, Scene
 from tests.pipeline import KIND, LightCatalog, Pipeline, table
 from tests.plain_lake import FAULTS, PlainLake
 
 if TYPE_CHECKING:
     from bus.model import JobRecord
     from tests.campaign import Campaign
-    from tests.plain_lake import Edges, Key
+    from tests.plain_lake import Bytes, Edges, Key, State
 
 EXAMPLES = 20
 LONG_EXAMPLES = 400
@@ -88,7 +89,9 @@ class BusMachine(RuleBasedStateMachine):
         self.scene = Scene(Path(tempfile.mkdtemp(prefix="bus-machine-")), lineage_wait_s=0.0)
         self.pipe: Pipeline = self.scene.pipe()
         self.ids: dict[Key, str] = {}
-        self.model = PlainLake(self.ids)
+        self.objects: dict[str, Bytes] = {}
+        self.model = PlainLake(self.ids, self.objects)
+        self.past: dict[int, State] = {}  # what held after each commit
         self.asked: list[Job] = []  # everything that was ever submitted
         self.staged: dict[str, Job] = {}  # acknowledged, by submission_id
         self.outcomes: dict[str, Outcome] = {}  # decided, by submission_id
@@ -240,6 +243,44 @@ class BusMachine(RuleBasedStateMachine):
             writer.rebuild()
         self.drain()
 
+    @rule(point=st.sampled_from(["", *RETENTION_POINTS, "commit.decided", "index.done"]))
+    def collect(self, point: str) -> None:
+        """Ask for the purge of every object; what must stay, the writer has to see for itself."""
+        self.drain()
+        there = sorted(path.stem for path in self.pipe.lake.all_objects())
+        purges = [{"op": "purge", "object": sha256, "reason": "gc"} for sha256 in there]
+        if not purges:
+            return
+        job = Job(f"gc-{len(self.staged)}", fields={"mutations": purges})
+        job.submit(self.pipe)
+        submission_id = self._waiting_as(job.job_id)
+        assert submission_id is not None
+        self.staged[submission_id] = job
+        self.scene.run(crash=point)
+        self.drain()
+        left = {self.objects.get(path.stem) for path in self.pipe.lake.all_objects()}
+        assert left == self.model.now.needed()
+
+    @rule(back=WHICH)
+    def look_back(self, back: int) -> None:
+        """As of any commit the lake shows what the model said then."""
+        seq = max(0, self.seq - back)
+        if seq == 0:
+            return
+        then = self.past[seq]
+        bus = Bus(self.pipe.settings)
+        found = {a.artifact_id: a for a in bus.find(status=None, as_of=seq)}
+        assert {id_: a.status for id_, a in found.items()} == {
+            self.ids[key]: then.status(key) for key in then.codecs
+        }
+        tags = {(id_, k, v) for id_, a in found.items() for k, vs in a.tags.items() for v in vs}
+        assert tags == {(self.ids[key], k, v) for key, k, v in then.tags}
+        try:
+            best = bus.get(f"{KIND}:best", as_of=seq).artifact_id
+        except NotFound:
+            best = ""
+        assert best == (self.ids[then.aliases["best"]] if then.aliases else "")
+
     @rule()
     def drain(self) -> None:
         for _ in range(10):
@@ -257,6 +298,7 @@ class BusMachine(RuleBasedStateMachine):
         for record in new:
             for job in record.jobs:
                 self._assert_as_expected(job, record.seq)
+            self.past[record.seq] = self.model.now
         assert self.outcomes.keys() == self.staged.keys(), "lost, or never submitted"
 
     def _assert_as_expected(self, found: JobRecord, seq: int) -> None:
@@ -277,6 +319,9 @@ class BusMachine(RuleBasedStateMachine):
         for artifact in found.artifacts:
             key = self.model.now.delivered[job.job_id]
             assert self.ids.setdefault(key, artifact.artifact_id) == artifact.artifact_id
+            stands_on = self.model.now.stands_on(key)
+            sha256 = artifact.file_hash.removeprefix("sha256:")
+            assert self.objects.setdefault(sha256, stands_on) == stands_on
 
     def _assert_the_lake_shows_what_the_model_says(self) -> None:
         now, ids, rows = self.model.now, self.ids, self.pipe.rows
@@ -324,7 +369,8 @@ class BusMachine(RuleBasedStateMachine):
         try:
             self.drain()
             for key, path in self._paths().items():
-                assert pq.read_table(path) == table(key[1])
+                if self.model.now.status(key) != "purged":
+                    assert pq.read_table(path) == table(key[1])
             assert self.scene.findings() == []
             if next(self.examples) % WHOLE_EVERY == 0:
                 self._assert_the_real_catalog_agrees()
