@@ -6,6 +6,8 @@ crash, and comes out the same.
 
 from __future__ import annotations
 
+import secrets
+import stat
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,18 +131,24 @@ def clear_file(place: str, *, rejected: bool) -> None:
     clear = _part if rejected else disk.remove
     try:
         clear(place)
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in disk.FOREIGN_ERRNOS:
+            raise
         try:
             disk.open_up(Path(place).parent)
             clear(place)
-        except OSError as error:
-            log.warning("file_kept", path=place, why=str(error))
+        except OSError as again:
+            log.warning("file_kept", path=place, why=str(again))
 
 
 def _part(place: str) -> None:
     """From the object that it shares bytes with, if it does."""
     path = Path(place)
-    if path.exists() and path.stat().st_nlink > 1:
-        private = path.with_name(f".{path.name}.own")
-        disk.copy_file(path, private)
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+        private = path.with_name(f".{path.name}.{secrets.token_hex(8)}.own")
+        disk.copy_file(path, private, new=True)
         disk.publish_file(private, path)

@@ -11,6 +11,7 @@ A restore is the same the other way round, and then every view is made anew.
 from __future__ import annotations
 
 import secrets
+import stat
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -362,7 +363,9 @@ def _copy_config(config: Path | None, folder: Path) -> Path | None:
     target = folder / config.name
     if target != config:
         temporary = folder / f".{config.name}"
-        disk.write_plain(temporary, config.read_bytes())
+        mode = stat.S_IMODE(config.stat().st_mode)  # it may hold a password
+        disk.remove(temporary)
+        disk.write_plain(temporary, config.read_bytes(), mode)
         disk.publish_file(temporary, target)
     return target
 

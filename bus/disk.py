@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import stat
@@ -203,9 +204,13 @@ def sync_dir(path: Path | str) -> None:
 
 
 def read(path: Path | str) -> bytes:
-    """All bytes of a small file."""
-    with open(path, "rb", buffering=0) as file:
+    """All bytes of a small file; never through a link, and nothing else but a file keeps it waiting."""
+    with open(path, "rb", buffering=0, opener=_opened_strictly) as file:
         return file.readall()
+
+
+def _opened_strictly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def sha256_of(data: bytes) -> str:
@@ -229,6 +234,26 @@ def write_durable(path: Path | str, data: bytes, mode: int = 0o644) -> None:
 def write_plain(path: Path | str, data: bytes, mode: int = 0o644) -> None:
     """Create or replace `path` with `data` without syncing: for views, which can be rebuilt."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        _write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
+def write_own(path: Path | str, data: bytes, mode: int = 0o644) -> None:
+    """Write a file of ours into a directory that somebody else may write to; not synced.
+
+    What lies under the name is replaced, never written to: a link there may lead anywhere.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+        write_own(temporary, data, mode)
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            _device.rename(path, f"{temporary}.old")
+        _device.rename(temporary, path)
+        return
     try:
         _write_all(fd, data)
     finally:
@@ -300,9 +325,12 @@ def link_or_copy(source: Path | str, target: Path | str) -> bool:
 _FICLONE = 0x40049409
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy bytes, sharing extents where the file system can (reflink); not synced."""
-    with source.open("rb") as reader, target.open("wb") as writer:
+def copy_file(source: Path, target: Path, *, new: bool = False) -> None:
+    """Copy bytes, sharing extents where the file system can (reflink); not synced.
+
+    `new`: where others may write too; raises FileExistsError instead of following a link.
+    """
+    with source.open("rb") as reader, target.open("xb" if new else "wb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:
@@ -361,6 +389,14 @@ def size_of(path: Path | str) -> int:
             )
     except (FileNotFoundError, NotADirectoryError):
         return 0
+
+
+def changed_at_s(path: Path, gone_s: float) -> float:
+    """When a file was last changed in any way; `gone_s` when it has just been removed."""
+    try:
+        return path.lstat().st_ctime
+    except FileNotFoundError:
+        return gone_s
 
 
 def boot_id() -> str:

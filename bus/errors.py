@@ -260,11 +260,6 @@ class Problem:
         """The JSON form used by REJECT_REASON.json, the journal and ``--json``."""
         return {key: str(value) for key, value in asdict(self).items()}
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Problem:
-        """The inverse of `as_dict`."""
-        return cls(Code(data["code"]), data["where"], data["message"], data["hint"])
-
 
 def problem(code: Code, where: str, message: str, hint: str | None = None) -> Problem:
     """A `Problem` whose hint defaults to the code's own."""

@@ -86,9 +86,9 @@ class Applier:
         marks = ", ".join("?" * len(rows[0]))
         self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
 
-    def _write(self, table: str) -> None:
+    def _write(self, table: str, collected: dict[str, list[tuple[Any, ...]]] | None = None) -> None:
         """Facts that this commit began: before one is asked whether it holds, or is ended."""
-        if rows := self._facts.pop(table, None):
+        if rows := (self._facts if collected is None else collected).pop(table, None):
             self._insert_rows(table, rows)
 
     def _job(self, job: JobRecord) -> None:
@@ -129,7 +129,7 @@ class Applier:
 
     def _artifact(self, artifact: ArtifactRecord) -> None:
         if artifact.decision == "revived":
-            self.flush()
+            self._write("artifact_facts", self._rows)  # the earlier one may be in this very batch
             self._db.execute(statement("end_identity"), (self._seq, artifact.artifact_id))
             self._end("tombstone_facts", "artifact_id = ?", artifact.artifact_id)
         if artifact.decision != "deduped":

@@ -15,7 +15,6 @@ import hashlib
 import logging
 import os
 import secrets
-import stat
 import time
 from collections import deque
 from contextlib import closing, contextmanager, suppress
@@ -28,9 +27,10 @@ from pydantic import ValidationError
 from bus import disk
 from bus.attempt import AttemptEndedError
 from bus.claims import MAX_ENDS, Claim, Record, claim_path, job_name
-from bus.lake import COMMIT, MANIFEST, OLD, OUR_NAMES, STALE_STAGING_S, VERDICT
+from bus.lake import COMMIT, MANIFEST, STALE_STAGING_S, VERDICT
 from bus.model import JobState, Verdict
 from bus.objects import ChangedError, Shelf, SyncError, synced
+from bus.ours import move_aside
 from bus.readiness import LOOK_AGAIN_S, is_committed, wait_s
 from bus.submission import read_submission
 from bus.validation import (
@@ -226,7 +226,7 @@ class _Drain:
             self._later(staged.name, delay_s)
             return False
         # Before the move, not after, and durably: a verdict found in work/ is taken for our own.
-        if _move_aside(staged):
+        if move_aside(staged):
             synced(disk.sync_dir, staged)
         try:
             disk.move(staged, claim.path)
@@ -308,7 +308,7 @@ class _Drain:
             verdict = None
         if verdict is not None and verdict.manifest_sha256 in {None, _sha256(claim.path)}:
             return Judgement(verdict, [])
-        _move_aside(claim.path)
+        move_aside(claim.path)
         return None
 
     # ── steps 5 and 6: store, verdict ─────────────────────────────────────────────────────────
@@ -423,25 +423,6 @@ def _open_directory(path: Path) -> int | None:
         return None
 
 
-def _move_aside(directory: Path) -> bool:
-    """Names that are ours, unread, to `.bus-old/`: a verdict that we did not write is none."""
-    found = set(OUR_NAMES).intersection(os.listdir(directory))
-    if not found:
-        return False
-    old = directory / OLD
-    if os.path.lexists(old) and not stat.S_ISDIR(old.lstat().st_mode):
-        disk.move(old, _unused(directory, OLD))  # a link would lead the files out of here
-    old.mkdir(exist_ok=True)
-    for name in found:
-        disk.move(directory / name, _unused(old, name))
-    return True
-
-
-def _unused(directory: Path, name: str) -> Path:
-    free = f"{name}.{secrets.token_hex(4)}"
-    return directory / free
-
-
 def _sha256(directory: Path) -> str | None:
     try:
         return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
@@ -454,7 +435,7 @@ def _temporary(claim: Claim, token: str) -> str:
 
 
 def _write(path: str, verdict: Verdict) -> None:
-    disk.write_plain(path, verdict.to_bytes())
+    disk.write_own(path, verdict.to_bytes())
 
 
 def _publish(claim: Claim, token: str) -> None:
@@ -510,8 +491,11 @@ def clean(lake: Lake) -> int:
     """
     now_s = time.time()
     stale = list(lake.stale_staging(STALE_STAGING_S, now_s))
-    sorts = lake.run.glob(f"{SORT_PREFIX}*")
-    stale += [path for path in sorts if now_s - path.stat().st_ctime > STALE_STAGING_S]
+    stale += [
+        path
+        for path in lake.run.glob(f"{SORT_PREFIX}*")
+        if now_s - disk.changed_at_s(path, now_s) > STALE_STAGING_S
+    ]
     for path in stale:
         disk.remove_tree(path)
     alive = {

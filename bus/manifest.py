@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bus.lake import Lake
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 
 
 #: Where the first page tells how the file is written and read, and the highest that there is.

@@ -142,6 +142,7 @@ def _brought_back(lake: Lake, source: Lake) -> Iterator[str]:
         place.parent.mkdir(exist_ok=True)
         if copied(source.object_path(sha256), place, sha256):
             disk.sync_dir(place.parent)
+            disk.sync_dir(lake.objects)
             yield f"brought object {sha256} back from {source.root}"
 
 

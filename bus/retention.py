@@ -215,13 +215,15 @@ def kept(
     found = _fates(manifest, "on_objects", now, _NEVER, objects=wanted)
     on_them = [fate for fate in found if fate.object in asked]
     reasons = {fate.object: f"{fate.name}: {_WHY[fate.kept]}" for fate in on_them if fate.kept}
-    mentioned = spoken_of()
+    mentioned = _with_ids(manifest, spoken_of())
     reasons |= {f.object: f"{f.name}: {_ON_ITS_WAY}" for f in on_them if f.artifact_id in mentioned}
     return reasons | {sha256: _ON_ITS_WAY for sha256 in objects if sha256 in mentioned}
 
 
 def spoken_of(lake: Lake) -> set[str]:
-    """The objects (SHA-256) and artifact ids that judged jobs in work/ and ready/ speak of."""
+    """The objects (SHA-256), and the references as they were written, that judged jobs in work/ and
+    ready/ speak of.
+    """  # noqa: D205 - one sentence
     found: set[str] = set()
     for state in (JobState.VALIDATING, JobState.READY):
         for entry in lake.listing(state):
@@ -234,7 +236,19 @@ def spoken_of(lake: Lake) -> set[str]:
             for facts in verdict.artifacts:
                 found |= {facts.sha256, *(facts.inputs or ()), *facts.supersedes}
             for mutation in verdict.mutations:
-                found |= {getattr(mutation, name, None) or "" for name in ("target", "by")}
+                for name in ("target", "by"):
+                    said = getattr(mutation, name, None) or ()
+                    found |= {said} if isinstance(said, str) else {*said}
+    return found
+
+
+def _with_ids(manifest: Manifest, mentioned: Collection[str]) -> set[str]:
+    """And the artifacts that are spoken of as `job:<job>/<name>`."""
+    found = set(mentioned)
+    for reference in mentioned:
+        if reference.startswith("job:"):
+            job_id, _, name = reference.removeprefix("job:").partition("/")
+            found |= {i for (i,) in manifest.named("artifacts_of_job", (job_id, name))}
     return found
 
 
@@ -284,7 +298,7 @@ class _Planner:
             sha256: (size_bytes, bool(purged))
             for sha256, size_bytes, purged in self._manifest.rows(statement("live_objects", _SQL))
         }
-        mentioned = spoken_of(self._lake)
+        mentioned = _with_ids(self._manifest, spoken_of(self._lake))
         told = self._withdrawn(there, mentioned)
         self._in_use(live, there, told)
         self._unreferenced(there - live.keys(), mentioned)

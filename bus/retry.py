@@ -92,12 +92,17 @@ def _job_of(directory: Path) -> str:
 def _commit_anew(directory: Path) -> str | None:
     """Write a COMMIT for the manifest that lies there now; its submission id."""
     try:
-        manifest = (directory / MANIFEST).read_bytes()
+        manifest = disk.read(directory / MANIFEST)
     except OSError:
-        disk.write_durable(directory / COMMIT, b"")
+        _put(directory / COMMIT, b"")
         return None
     marker = CommitMarker(
         manifest_sha256=disk.sha256_of(manifest), submission_id=secrets.token_hex(12)
     )
-    disk.write_durable(directory / COMMIT, marker.to_bytes())
+    _put(directory / COMMIT, marker.to_bytes())
     return marker.submission_id
+
+
+def _put(path: Path, data: bytes) -> None:
+    disk.write_own(path, data)
+    disk.sync_file(path)

@@ -109,6 +109,7 @@ class Trash:
         except BaseException:  # another writer may have relied on them since we looked
             for place, thrown_away in moved.items():
                 disk.link_new(thrown_away, place)
+                disk.sync_dir(place.parent)
             raise
         if moved:
             log.info("purged", objects=len(moved), trash=str(day))
@@ -178,6 +179,7 @@ class Trash:
         place.parent.mkdir(exist_ok=True)
         if disk.link_new(thrown_away, place):
             disk.sync_dir(place.parent)
+            disk.sync_dir(place.parent.parent)
             log.error("object_taken_back", object=sha256)
 
 

@@ -52,11 +52,14 @@ class Changes(ABC, Generic[_Done]):
         Several may be replaced by one, one by several. `expect`: the file hash that `old` must
         still have (``sha256:…``).
         """
-        news = self._all_meant(by)
+        olds, news = self._all_meant(old), self._all_meant(by)
+        if same := set(olds).intersection(news):
+            message = f"{min(same)} would replace itself"
+            raise Refused(message, code=Code.E402, where="by")
         return self.mutate(
             *(
                 {"op": "supersede", "target": target, "by": new} | _expecting(expect)
-                for target in self._all_meant(old)
+                for target in olds
                 for new in news
             )
         )
@@ -66,6 +69,8 @@ class Changes(ABC, Generic[_Done]):
 
         Submitting the same rows again revives it. `expect` as for `supersede`.
         """
+        if not reason.strip():
+            raise Refused("a tombstone says why", code=Code.E103, where="reason")
         change = {"op": "tombstone", "target": self._meant(ref), "reason": reason}
         return self.mutate(change | _expecting(expect))
 

@@ -8,6 +8,7 @@ from the journal.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -18,15 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
-from pydantic import ValidationError
 
-from bus import answers, checkpoints, disk, retention, standing, views
+from bus import answers, checkpoints, disk, ours, retention, standing, views
 from bus.catalog import Catalog
 from bus.checkpoints import Checkpointer
 from bus.decisions import brought, decide
 from bus.errors import Code, LakeBusy
 from bus.journal import Journal, NumberTakenError, in_chunks, reading_much
-from bus.lake import MANIFEST, OLD, RECEIPT, REJECT_REASON, VERDICT, Remake
+from bus.lake import MANIFEST, RECEIPT, REJECT_REASON, VERDICT, Remake
 from bus.manifest import BrokenManifestError, StaleManifestError
 from bus.model import (
     CommitRecord,
@@ -52,6 +52,8 @@ log = structlog.get_logger("bus.writer")
 
 #: A job that cannot go back to work/ yet is looked at again after this.
 _SEND_BACK_AGAIN_S = 1.0
+#: What a producer has done to its judged job, and not a fault of ours.
+_THEIRS = disk.FOREIGN_ERRNOS | {errno.ENOENT}
 _BATCH_MAX_ARTIFACTS = 5_000
 _TREE_STEPS = 50
 _LOCK_POLL_S = 0.2
@@ -336,23 +338,20 @@ class Writer:
                 judged = disk.sha256_of(disk.read(f"{place}/{MANIFEST}"))
                 if judged != verdict.manifest_sha256:
                     raise ValueError("the manifest changed after it was judged")  # noqa: TRY301 - one road back
-        except (FileNotFoundError, ValidationError, ValueError) as error:
-            self._send_back(Path(place), str(error))
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _THEIRS:
+                raise
+            self._send_back(entry.name, entry.changed_at_s, str(error))
             return None
         return _Candidate(entry.name, place, entry.changed_at_s, verdict)
 
-    def _send_back(self, path: Path, reason: str) -> None:
-        if not path.is_dir():
-            return  # removed by hand: nothing was committed, nothing is left to answer
-        log.warning("verdict_refused", job_id=path.name, reason=reason)
-        back = self._lake.work / path.name
-        if back.exists():
-            return  # a newer submission is being validated: this one follows when that has moved on
-        old = path / OLD
-        old.mkdir(exist_ok=True)
-        if (path / VERDICT).exists():
-            disk.replace(path / VERDICT, old / f"{VERDICT}.{time.time_ns()}")
-        disk.move(path, back)
+    def _send_back(self, name: str, changed_at_s: float, reason: str) -> None:
+        """To be judged once more; one that cannot go keeps nobody waiting."""
+        path = self._lake.ready / name
+        ours.send_back(path, self._lake.work, reason)
+        if path.exists():
+            until = utc_now() + timedelta(seconds=_SEND_BACK_AGAIN_S)
+            self._waiting[name] = _Wait(changed_at_s, set(), until)
 
     def _finish_decided(self, candidates: list[_Candidate]) -> set[str]:
         """Answer what a predecessor committed and did not answer; their verdict ids."""
@@ -441,11 +440,9 @@ class Writer:
         try:
             return standing.on_objects(self._lake, record, candidate.verdict, candidate.place)
         except standing.MissingObjectError as missing:
-            self._send_back(candidate.path, f"object {missing} is missing")
-        if candidate.path.exists():  # it could not go: others must not wait for it
-            until = utc_now() + timedelta(seconds=_SEND_BACK_AGAIN_S)
-            self._waiting[candidate.job_id] = _Wait(candidate.changed_at_s, set(), until)
-        return None
+            reason = f"object {missing} is missing"
+            self._send_back(candidate.job_id, candidate.changed_at_s, reason)
+            return None
 
     # ── step 10: answer ───────────────────────────────────────────────────────────────────────
 
@@ -485,7 +482,7 @@ class Writer:
 
     def _write_answer(self, candidate: _Candidate, job: JobRecord, answer: Answer) -> bool:
         try:
-            disk.write_plain(f"{candidate.place}/{_answer_name(job)}", answer.document)
+            disk.write_own(f"{candidate.place}/{_answer_name(job)}", answer.document)
         except FileNotFoundError:
             log.warning("job_vanished", job_id=candidate.job_id)
             return False

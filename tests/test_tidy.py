@@ -43,6 +43,7 @@ LAYERS = (
         "frames",
         "staging",
         "objects",
+        "ours",
         "claims",
         "readiness",
     ),
@@ -390,6 +391,24 @@ def test_only_disk_changes_directories_and_syncs() -> None:
                     if alias.name in DISK_CALLS[name]
                 ]
     assert_clean(findings, DISK_EXCEPTIONS)
+
+
+#: They write into directories that a producer made, and may have kept open.
+BESIDE_FOREIGN_FILES = {"intake", "writer", "answers", "retry", "ours"}
+
+
+def test_what_is_written_beside_a_producers_files_goes_through_no_link() -> None:
+    follows = {"disk.write_plain", "disk.write_durable", "open"}
+    writers = [module for module in modules() if module.layer in BESIDE_FOREIGN_FILES]
+    assert {module.layer for module in writers} == BESIDE_FOREIGN_FILES
+    astray = [
+        f"{module.at(call)}: {dotted_name(call.func)}"
+        for module in writers
+        for call in calls(module)
+        if dotted_name(call.func) in follows
+        or (dotted_name(call.func).rpartition(".")[2] in {"write_bytes", "write_text"})
+    ]
+    assert astray == []
 
 
 def _is_path_call(call: ast.Call, owner: str) -> bool:

@@ -37,7 +37,10 @@ def init(
     manifest_sql
         Accepted, as the documents give it, and not read.
     """
-    lake, _ = _lake_of(manifest_db, None, everywhere).open()
+    from bus.lake import Lake
+
+    settings = _lake_of(manifest_db, None, everywhere).settings()
+    lake = Lake(settings.lake, settings.public_lake)
     lake.create()
     return Reply({"lake": str(lake.root)}, lambda: [Line(str(lake.root))])
 

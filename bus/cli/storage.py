@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bus.backup import Report
     from bus.retention import Piece, Plan
 
-_Days = Annotated[float | None, Parameter(validator=Number(gte=0))]
+_Days = Annotated[float | None, Parameter(validator=Number(gte=0, lte=100_000))]
 
 
 def gc(

@@ -239,13 +239,14 @@ def _one_each(flag: str, values: Sequence[Any], sources: Sequence[Path]) -> list
     return [*values]
 
 
-def pairs_of(pairs: Sequence[str]) -> dict[str, list[str]]:
-    """Repeated k=v flags as tags. Raises `Refused` (E103)."""
+def pairs_of(pairs: Sequence[str], where: str = "--tag") -> dict[str, list[str]]:
+    """Repeated k=v words as tags. Raises `Refused` (E103)."""
     found: dict[str, list[str]] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise _usage("--tag", f"{pair!r} is not k=v")
+            hint = "Write KEY=VALUE, for example token=SOL."
+            raise _usage(where, f"{pair!r} is not k=v", hint)
         found.setdefault(key, []).append(value)
     return found
 

@@ -38,7 +38,6 @@ class Sending:
 
 
 _AS_USUAL = Sending()
-Words = Annotated[tuple[str, ...], Parameter(show_default=False)]
 
 
 def supersede(
@@ -125,7 +124,7 @@ def tag(
     pairs
         k=v, one or more.
     """
-    tags = pairs_of(_some(pairs, "K=V"))
+    tags = pairs_of(_some(pairs, "K=V"), "K=V")
     return _send(everywhere, sending, lambda change: change.tag(ref, tags))
 
 
@@ -153,7 +152,7 @@ def untag(
         k=v for one value, k for all values of that key.
     """
     whole = [word for word in _some(pairs, "K") if "=" not in word]
-    values = pairs_of([word for word in pairs if "=" in word])
+    values = pairs_of([word for word in pairs if "=" in word], "K=V")
     return _send(everywhere, sending, lambda change: change.untag(ref, *whole, **values))
 
 

@@ -33,7 +33,6 @@ _coalesce = kernel("coalesce")
 _add = kernel("add")
 _index_in = kernel("index_in")
 _min_max = kernel("min_max")
-_filter = kernel("filter")
 _subtract = kernel("subtract")
 _take = kernel("take")
 

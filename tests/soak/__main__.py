@@ -22,7 +22,8 @@ def main() -> int:
     parser.add_argument("--kills", type=float, nargs=2, default=rates, metavar=("LIGHT", "REAL"))
     parser.add_argument("--folder", type=Path, help="keep everything here (must be empty)")
     chosen = parser.parse_args()
-    options = Options(chosen.seconds, chosen.seed, *chosen.kills, real=not chosen.light)
+    light, real = chosen.kills
+    options = Options(chosen.seconds, chosen.seed, light, real, real=not chosen.light)
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="soak-", dir=Path.cwd()))
     outcome = run(folder.resolve(), options, _say)
     if outcome.ok and chosen.folder is None:

@@ -207,7 +207,7 @@ class _Soak:
 
     def _acknowledged(self) -> int:
         acks = self.place.folder.glob("acks-*.jsonl")
-        return sum(path.read_bytes().count(b"\n") for path in acks)
+        return sum(path.read_bytes().count(b"}\n") for path in acks)
 
     def _tell(self, so_far_s: float) -> None:
         lines = self._acknowledged()

@@ -131,17 +131,23 @@ def _written(number: int) -> bytes:
 
 
 def note(path: Path, ack: Ack) -> None:
-    """Write an acknowledgement down, whole or not at all."""
+    """Write an acknowledgement down, on a line of its own.
+
+    Whoever is killed while writing may leave the beginning of a line: a write ends between two pages.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        os.write(fd, json.dumps(asdict(ack)).encode() + b"\n")
+        os.write(fd, b"\n" + json.dumps(asdict(ack)).encode() + b"\n")
     finally:
         os.close(fd)
 
 
 def noted(folder: Path) -> Iterator[Ack]:
-    """Every acknowledgement in a folder."""
+    """Every acknowledgement in a folder that was written down whole."""
     for path in sorted(folder.glob("acks-*.jsonl")):
         for line in path.read_bytes().splitlines():
-            found = json.loads(line)
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue  # empty, or only its beginning: nobody was told
             yield Ack(**(found | {"files": [File(**file) for file in found["files"]]}))

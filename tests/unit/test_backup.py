@@ -299,6 +299,16 @@ def test_an_interrupted_restore_goes_on(
     assert not Lake(root).backup_note.exists()
 
 
+def test_settings_stay_as_private_as_they_are(pipe: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "bus.toml").write_text("strict_kinds = false\n")
+    (tmp_path / "bus.toml").chmod(0o600)
+    settings = pipe.settings.model_copy(update={"config_path": tmp_path / "bus.toml"})
+    backup(pipe.lake, settings, tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "restored")
+    for place in ("backup", "restored"):
+        assert (tmp_path / place / "bus.toml").stat().st_mode & 0o777 == 0o600
+
+
 # ── damage ────────────────────────────────────────────────────────────────────────────────────
 
 

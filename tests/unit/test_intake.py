@@ -375,7 +375,7 @@ def test_a_full_disk_at_the_verdict_leaves_the_job_in_work(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(disk, "write_plain", full)
+        patched.setattr(disk, "write_own", full)
         result = intake.drain()
     assert result.judged == []
     assert "No space" in result.faults["job"]

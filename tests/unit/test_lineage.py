@@ -373,6 +373,16 @@ def test_an_export_is_hit_when_it_shows_the_artifact_or_an_active_one_below(
     assert family.hits("new", shown_by) == {"of_features": "new", "of_trades": "new"}
 
 
+def test_a_node_has_its_kind_also_beside_a_revived_one(family: Family) -> None:
+    family.make("z")
+    family.make("c")
+    family.withdraw("c")
+    made = {"a": ["name:b"], "b": [family.id("z")]}
+    first, last = (facts(n, 10 + i, inputs=sources) for i, (n, sources) in enumerate(made.items()))
+    family.committed(verdict("job", first, family.made["c"], last))
+    assert impact(family.lake, family.id("z"), {}).kinds == {first.kind: 2}
+
+
 def test_an_alias_and_a_pin_are_hit_when_they_name_something_hit(diamond: Family) -> None:
     elsewhere = diamond.make("x")
     diamond.change(

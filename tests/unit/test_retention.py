@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from bus import retention, writer as writer_module
 from bus.client import Bus
 from bus.errors import NotFound, Refused
-from bus.model import JobState, Receipt, RejectReason, iso, utc_now
+from bus.model import JobState, Mutation, Receipt, RejectReason, iso, utc_now
 from bus.verify import verify
 from tests.pipeline import KIND, LightCatalog, Pipeline, table
 from tests.waiting import wait_until
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bus.retention import Piece, Plan
 
 LATER = timedelta(days=1000)
+OPS = get_args(get_args(Mutation)[0])
 
 
 @pytest.fixture
@@ -424,6 +425,58 @@ def test_a_purge_and_a_duplicate_that_wait_together_lose_nothing(
     assert status_of(pipe, wrong) == "active"
     assert is_there(pipe, wrong)
     assert_sound(pipe)
+
+
+MUTATIONS: list[dict[str, Any]] = [
+    {"op": "supersede", "target": "job:later/t0", "by": "job:later/t1"},
+    {"op": "tombstone", "target": "job:later/t0", "reason": "wrong"},
+    {"op": "tag", "target": "job:later/t0", "tags": {"k": "v"}},
+    {"op": "untag", "target": "job:later/t0", "tags": {"k": "v"}},
+    {"op": "alias", "kind": KIND, "alias": "a", "target": "job:later/t0"},
+    {"op": "alias", "kind": KIND, "alias": "a"},
+    {"op": "pin", "pin": "p", "target": ["job:later/t0", "job:later/t1"]},
+    {"op": "unpin", "pin": "p", "target": ["job:later/t0"]},
+    {"op": "unpin", "pin": "p"},
+    {"op": "mark_damaged", "object": "1" * 64, "found": "gone"},
+    {"op": "restore", "object": "1" * 64},
+    {"op": "set_policy", "kind": KIND, "keep_days": 1},
+    {"op": "discard", "jobs": "committed", "before": "2026-01-01T00:00:00Z"},
+    purge("2" * 64),
+]
+
+
+def patient(pipe: Pipeline) -> None:
+    """Jobs wait for what they name."""
+    pipe.settings = pipe.settings.model_copy(update={"lineage_wait_s": 600.0})
+
+
+def test_every_mutation_may_lie_beside_a_purge(pipe: Pipeline) -> None:
+    patient(pipe)
+    wrong = publish(pipe, 1, "k")
+    tombstone(pipe, wrong)
+    for number, mutation in enumerate(MUTATIONS):
+        pipe.stage(f"beside-{number}", mutations=[mutation], after=["never"])
+    pipe.judge()
+    assert {m["op"] for m in MUTATIONS} == {
+        get_args(m.model_fields["op"].annotation)[0] for m in OPS
+    }
+    (piece,) = [piece for piece in plan(pipe).pieces if piece.object == sha256_of(pipe, wrong)]
+    assert piece.goes
+    change(pipe, "purge", purge(sha256_of(pipe, wrong)))
+    assert status_of(pipe, wrong) == "purged"
+
+
+def test_what_a_waiting_job_names_by_its_job_is_not_purged(pipe: Pipeline) -> None:
+    patient(pipe)
+    wrong = publish(pipe, 1, "k", job_id="made")
+    tombstone(pipe, wrong)
+    pipe.stage("waits", table(2), entries={"inputs": ["job:made/t0"]}, after=["never"])
+    pipe.judge()
+    (piece,) = [p for p in plan(pipe).pieces if p.object == sha256_of(pipe, wrong)]
+    assert not piece.goes
+    (warning,) = change(pipe, "purge", purge(sha256_of(pipe, wrong))).warnings
+    assert "stays" in warning
+    assert is_there(pipe, wrong)
 
 
 def test_a_purge_of_what_is_gone_already_is_no_trouble(pipe: Pipeline) -> None:

@@ -264,6 +264,7 @@ class BusMachine(RuleBasedStateMachine):
     @rule(back=WHICH)
     def look_back(self, back: int) -> None:
         """As of any commit the lake shows what the model said then."""
+        self.drain()
         seq = max(0, self.seq - back)
         if seq == 0:
             return

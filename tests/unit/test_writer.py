@@ -284,8 +284,7 @@ def test_it_stays_where_it_is_while_a_newer_submission_is_being_validated(
     assert (newer / "file").read_text() == "newer"
     assert path.exists()
     disk.remove_tree(newer)
-    writer.drain()
-    assert (newer / "a.parquet").exists()
+    wait_until(lambda: writer.drain() and (newer / "a.parquet").exists())
 
 
 def test_an_object_that_is_gone_is_stored_again_from_the_job(

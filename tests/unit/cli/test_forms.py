@@ -82,6 +82,8 @@ ANSWERS: list[tuple[str, list[str], int]] = [
     ("supersede", ["--by", "run-1/alerts"], 2),
     ("tombstone", ["nobody", "--reason", "wrong"], 1),
     ("tombstone", ["run-1/alerts"], 2),
+    ("tombstone", ["run-1/alerts", "--reason", " "], 2),
+    ("supersede", ["run-1/alerts", "--by", "run-1/alerts"], 2),
     ("tag", ["nobody", "k=v"], 1),
     ("tag", ["run-1/alerts", "k"], 2),
     ("untag", ["nobody", "k"], 1),
@@ -140,6 +142,7 @@ ANSWERS: list[tuple[str, list[str], int]] = [
     ("gc", ["--undo", "nobody"], 1),
     ("gc", ["--undo", "run-1/alerts", "--apply"], 2),
     ("gc", ["--grace-days", "-1"], 2),
+    ("gc", ["--grace-days", "inf"], 2),
     ("policy", [], 0),
     ("policy", ["alerts", "--show"], 0),
     ("policy", ["--keep-last", "3"], 2),
@@ -195,6 +198,14 @@ def test_where_there_is_no_lake_commands_say_so_and_make_none(
         assert said.status == 2
         assert said.err.startswith("E507")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_init_makes_a_lake_where_there_is_none(tmp_path: Path, bus: Callable[..., Said]) -> None:
+    assert bus("init", "--lake", tmp_path / "one").status == 0
+    named = tmp_path / "two" / "manifest" / "manifest.sqlite"
+    assert bus("init", "--manifest-db", named).status == 0
+    for name in ("one", "two"):
+        assert bus("jobs", "--lake", tmp_path / name).status == 0
 
 
 def test_options_of_every_command_may_stand_before_it(
