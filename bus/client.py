@@ -61,7 +61,7 @@ _ANSWERS = {JobState.COMMITTED: RECEIPT, JobState.REJECTED: REJECT_REASON}
 
 
 def connect(root: str | Path | None = None) -> Bus:
-    """The bus of the lake at `root`; default: `BUS_LAKE`, bus.toml, or the bus started last."""
+    """The bus of the lake at `root`; default: `BUS_LAKE`, bus.toml, or the bus that runs."""
     return Bus(Settings.load(root))
 
 
@@ -356,6 +356,10 @@ class Draft(Changes[None]):
         if self._job is None:
             raise RuntimeError("the job is submitted when its block ends")
         return self._job
+
+    def wait(self, timeout_s: float | None = None) -> Receipt:
+        """`Job.wait` of the submitted job; after the block only."""
+        return self.job.wait(timeout_s)
 
 
 class NotSubmitted(UserWarning):

@@ -247,7 +247,10 @@ def _from_documents_config(values: dict[str, Any], path: Path) -> dict[str, Any]
 
 
 def _find_lake() -> Path | None:
-    """The nearest `data/` with a running bus, upward; else the one this user started last."""
+    """The nearest `data/` with a running bus, upward; else that of the bus this user runs.
+
+    Of several that run at once it is the one that was started first.
+    """
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "data" / "bus" / "endpoint.json").is_file():
             return folder / "data"

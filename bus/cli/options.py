@@ -33,7 +33,7 @@ class Everywhere:
     """Options that every command has."""
 
     lake: Annotated[Path | None, Parameter(show_default=False)] = None
-    """The lake's root. Else: BUS_LAKE, bus.toml, the bus started last, ./data."""
+    """The lake's root. Else: BUS_LAKE, bus.toml, the bus that runs, ./data."""
 
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Answer with one JSON document on stdout."""

@@ -80,7 +80,8 @@ def gc(
     replies = [answer(bus, job, rung=all(heard), wait_s=wait_s) for job in jobs]
 
     def text() -> Iterable[Part]:
-        yield from _plan(plan, limit, kept=kept)
+        asked = "bus gc" if grace_days is None else f"bus gc --grace-days {grace_days:g}"
+        yield from _plan(plan, limit, asked, kept=kept)
         for reply in replies:
             yield from reply.text()
 
@@ -88,7 +89,7 @@ def gc(
     return Reply(data, text)
 
 
-def _plan(plan: Plan, limit: int, *, kept: bool) -> Iterable[Part]:
+def _plan(plan: Plan, limit: int, asked: str, *, kept: bool) -> Iterable[Part]:
     columns = ("what", "", "count", "size", "why")
     totals = sorted(plan.totals, key=lambda t: (not t.goes, -t.size_bytes))
     rows = [(t.what, _goes(t.goes), t.count, size(t.size_bytes), t.why) for t in totals]
@@ -100,7 +101,7 @@ def _plan(plan: Plan, limit: int, *, kept: bool) -> Iterable[Part]:
     if not going:
         yield Line("Nothing may go.", "good")
     elif not plan.jobs:
-        yield Line(f"{size(plan.size_bytes)} may go. To let it go: bus gc --apply")
+        yield Line(f"{size(plan.size_bytes)} may go. To let it go: {asked} --apply")
 
 
 def _goes(goes: bool) -> str:  # noqa: FBT001 - a cell of a table

@@ -16,6 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bus import disk
@@ -344,13 +345,23 @@ def _pid_in(lake: Lake) -> int | None:
 
 
 def _remember(lake: Lake) -> None:
-    """Note this lake as the user's last one; that is a convenience and may fail."""
+    """Note this lake as the user's, unless another of theirs runs; a convenience, and may fail."""
     file = last_lake_file()
     try:
+        if _runs_elsewhere(file, lake):
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         disk.replace_view(file, f"{lake.root}\n".encode())
     except OSError as error:
         log.warning("cannot note the lake in %s: %s", file, error)
+
+
+def _runs_elsewhere(noted: Path, lake: Lake) -> bool:
+    try:
+        other = Lake(Path(noted.read_text().strip()))
+    except FileNotFoundError:
+        return False
+    return other.root != lake.root and other.up_lock.exists() and not _is_free(other)
 
 
 # ── from outside ──────────────────────────────────────────────────────────────────────────────

@@ -284,7 +284,12 @@ def test_it_stays_where_it_is_while_a_newer_submission_is_being_validated(
     assert (newer / "file").read_text() == "newer"
     assert path.exists()
     disk.remove_tree(newer)
-    wait_until(lambda: writer.drain() and (newer / "a.parquet").exists())
+
+    def followed() -> bool:
+        writer.drain()
+        return (newer / "a.parquet").exists()
+
+    wait_until(followed)
 
 
 def test_an_object_that_is_gone_is_stored_again_from_the_job(
