@@ -54,7 +54,7 @@ class Changes(ABC, Generic[_Done]):
         """
         olds, news = self._all_meant(old), self._all_meant(by)
         if same := set(olds).intersection(news):
-            message = f"{min(same)} would replace itself"
+            message = f"it would replace itself: {min(same)} → {min(same)}"
             raise Refused(message, code=Code.E402, where="by")
         return self.mutate(
             *(

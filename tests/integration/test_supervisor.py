@@ -74,7 +74,10 @@ def submit(bus: Bus, number: int = 0) -> str:
 # ── one life ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_bus_comes_up_serves_refuses_a_second_and_ends_with_code_0(settings: Settings) -> None:
+def test_a_bus_comes_up_serves_refuses_a_second_and_ends_with_code_0(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     started_s = time.monotonic()
     with up(settings, "--flower") as process:
         ready_s = time.monotonic() - started_s
@@ -85,6 +88,9 @@ def test_a_bus_comes_up_serves_refuses_a_second_and_ends_with_code_0(settings: S
         assert there.pid == process.pid
         assert stat.S_IMODE(bus.lake.endpoint.stat().st_mode) == 0o600
         assert last_lake_file().read_text().strip() == str(bus.lake.root)
+        another = settings.model_copy(update={"lake": tmp_path / "another"})
+        with up(another):  # whoever names no lake still means the one that was there first
+            assert last_lake_file().read_text().strip() == str(bus.lake.root)
         assert submit(bus) == "committed"
         assert ready_s < 15.0  # about 2 s on two idle cores
 

@@ -189,7 +189,7 @@ def test_a_change_from_the_shell_waits_for_its_receipt(
     status, answer = said("alias", "things:shell", "sh/it", "--expect", "")
     assert (status, answer["error"]["code"]) == (1, "E405")
     status, answer = said("supersede", "sh/it", "--by", "things:shell")
-    assert (status, answer["error"]["code"]) == (1, "E402")
+    assert (status, answer["error"]["code"]) == (2, "E402"), "seen before anything is submitted"
     itself = receipt.artifacts[0].artifact_id
     assert f"{itself} → {itself}" in answer["error"]["message"]
     status, answer = said("pin", "shell", "sh/it", "--no-wait")

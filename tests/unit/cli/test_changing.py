@@ -105,7 +105,7 @@ def test_a_plan_names_what_may_go_and_applied_it_goes_and_can_be_taken_back(
     assert "signals token=SOL" not in bus("gc", *at).out
     plan = bus("gc", *at, "--grace-days", "0")
     assert "signals token=SOL" in plan.out
-    assert "bus gc --apply" in plan.out
+    assert "bus gc --grace-days 0 --apply" in plan.out
     kept = bus("gc", *at, "--kept").out
     assert "withdrawn only lately" in kept
     applied = bus("gc", *at, "--grace-days", "0", "--apply", "--json")
