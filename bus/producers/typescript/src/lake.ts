@@ -62,7 +62,7 @@ const found = new Map<string, Promise<Lake>>();
 
 /**
  * The lake at `root`, or the one that Python's `bus.connect()` would choose: `BUS_LAKE`, the nearest
- * bus.toml upward, the nearest `data/` with a running bus, the bus started last, else `./data`.
+ * bus.toml upward, the nearest `data/` with a running bus, the bus that runs, else `./data`.
  */
 export function findLake(root?: string): Promise<Lake> {
   const named = root ?? process.env["BUS_LAKE"];
