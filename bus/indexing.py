@@ -83,13 +83,14 @@ class Applier:
         tables.clear()
 
     def _insert_rows(self, table: str, rows: list[tuple[Any, ...]]) -> None:
+        if not rows:
+            return
         marks = ", ".join("?" * len(rows[0]))
         self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)  # noqa: S608 - our own table names
 
-    def _write(self, table: str, collected: dict[str, list[tuple[Any, ...]]] | None = None) -> None:
+    def _write(self, table: str) -> None:
         """Facts that this commit began: before one is asked whether it holds, or is ended."""
-        if rows := (self._facts if collected is None else collected).pop(table, None):
-            self._insert_rows(table, rows)
+        self._insert_rows(table, self._facts.pop(table, []))
 
     def _job(self, job: JobRecord) -> None:
         problems = [p.model_dump() for p in job.problems] if job.problems else None
@@ -129,7 +130,8 @@ class Applier:
 
     def _artifact(self, artifact: ArtifactRecord) -> None:
         if artifact.decision == "revived":
-            self._write("artifact_facts", self._rows)  # the earlier one may be in this very batch
+            # The earlier one may be in this very batch.
+            self._insert_rows("artifact_facts", self._rows.pop("artifact_facts", []))
             self._db.execute(statement("end_identity"), (self._seq, artifact.artifact_id))
             self._end("tombstone_facts", "artifact_id = ?", artifact.artifact_id)
         if artifact.decision != "deduped":

@@ -109,7 +109,7 @@ class Trash:
         except BaseException:  # another writer may have relied on them since we looked
             for place, thrown_away in moved.items():
                 disk.link_new(thrown_away, place)
-                disk.sync_dir(place.parent)
+            self._sync(day, {place.parent for place in moved})
             raise
         if moved:
             log.info("purged", objects=len(moved), trash=str(day))

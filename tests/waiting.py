@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -18,3 +21,14 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 15.0, *, what: str
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what or condition}"
         time.sleep(0.02)
     return found
+
+
+def tick_after(path: Path) -> None:
+    """The clock by which the file system stamps has moved on: what changes now is later than `path`."""
+    before_ns = path.stat().st_ctime_ns
+
+    def moved_on() -> bool:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            return os.fstat(probe.fileno()).st_ctime_ns > before_ns
+
+    wait_until(moved_on, what="a tick of the file system's clock")

@@ -78,7 +78,7 @@ def _wait_for(gate: Path) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while not gate.exists():
         assert time.monotonic() < deadline, f"{gate} never came"
-        time.sleep(0.001)
+        time.sleep(0.001)  # shorter than `wait_until` looks: all shall come through at once
 
 
 def _say(gate: Path, judged: list[str]) -> None:

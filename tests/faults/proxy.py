@@ -94,7 +94,7 @@ class Proxy:
                 if self.silent:
                     continue
                 if self.delay_s:
-                    time.sleep(self.delay_s)
+                    time.sleep(self.delay_s)  # the slow network is the fault
                 if source is server and self._chance.random() < self.cut_share:
                     self.cuts += 1
                     client.sendall(data[: len(data) // 2])

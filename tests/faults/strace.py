@@ -65,7 +65,7 @@ def _await_attachment(tracer: subprocess.Popen[bytes], said: Path) -> None:
     while b"attached" not in said.read_bytes():
         if tracer.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(said.read_text(errors="replace").strip() or "strace said nothing")
-        time.sleep(0.001)
+        time.sleep(0.001)  # the call that is to fail may come within milliseconds
 
 
 def reached(log: Path) -> bool:

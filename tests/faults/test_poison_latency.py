@@ -113,7 +113,7 @@ def _paced(
     bad: list[str] = []
     next_s = time.monotonic()
     for number in range(count):
-        time.sleep(max(0.0, next_s - time.monotonic()))
+        time.sleep(max(0.0, next_s - time.monotonic()))  # the pace is what is measured at
         next_s = max(next_s, time.monotonic()) + _PACE_S
         job_id = f"{name}-{number}"
         if monsters and number % _POISON_EVERY == 0:

@@ -2,6 +2,9 @@
 
 One bus lives through all of it. After each test its processes are the same ones as before, every
 acknowledged job was committed exactly once, and a full verification finds nothing.
+
+What is slept here is the fault itself: when it comes, by the seed, and how long it lasts, while
+producers work. What must follow from it is waited for, with a deadline.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from bus.staging import Staging
 from tests.forks import exit_code_of
 from tests.jobs import codes, commit, manifest_of, new_lake, put_job, small_table, verdict_of
 from tests.pipeline import Pipeline, table
+from tests.waiting import tick_after, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,8 +94,7 @@ def test_a_drain_takes_whatever_waits(lake: Lake, intake: Intake) -> None:
 
 def test_the_oldest_come_first(lake: Lake, intake: Intake) -> None:
     for name in ("c", "a", "b"):
-        put_job(lake, name)
-        time.sleep(0.01)  # the clock of the file system ticks every 4 ms
+        tick_after(put_job(lake, name))
 
     assert intake.drain().judged == ["c", "a", "b"]
 
@@ -134,10 +134,7 @@ def test_an_empty_commit_counts_after_a_quiet_time(lake: Lake) -> None:
     assert 0 < result.later["job"] <= 0.3
     assert list(lake.claims.iterdir()) == []
 
-    deadline = time.monotonic() + 10
-    while not patient.drain("job").judged:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: patient.drain("job").judged)
 
 
 def test_a_change_in_a_folder_below_starts_the_quiet_time_again(lake: Lake) -> None:

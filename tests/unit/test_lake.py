@@ -13,6 +13,7 @@ from bus import disk
 from bus.errors import JobConflict, Refused, Unavailable
 from bus.lake import COMMIT, Lake
 from bus.model import JobState
+from tests.waiting import tick_after
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_the_directory_a_job_lies_in_is_its_state(lake: Lake) -> None:
 def test_listings_are_oldest_first_and_show_jobs_only(lake: Lake) -> None:
     for name in ("b", "a", "c"):
         (lake.ready / name).mkdir()
-        time.sleep(0.02)  # ctime has the resolution of the kernel's tick
+        tick_after(lake.ready / name)
     (lake.ready / "file").write_text("no job")
     (lake.ready / ".hidden").mkdir()
     (lake.ready / "link").symlink_to(lake.inbox)

@@ -24,7 +24,7 @@ from bus.model import CommitRecord, JobRecord, JobState, Outcome, Tombstone, Ver
 from bus.writer import Writer
 from tests.ledger import dump
 from tests.pipeline import LightCatalog, Pipeline, facts, id_of, parquet, sha256, verdict
-from tests.waiting import wait_until
+from tests.waiting import tick_after, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,8 +125,7 @@ def test_good_and_bad_jobs_of_a_batch_are_one_commit_and_each_has_its_answer(
 def test_a_batch_has_a_limit_and_the_oldest_come_first(tmp_path: Path) -> None:
     pipe = Pipeline(tmp_path, batch_max_jobs=2)
     for number in range(5):
-        pipe.judged(verdict(f"j{9 - number}", facts(f"n{number}", number)))
-        time.sleep(0.01)  # ctime has the resolution of the kernel's tick
+        tick_after(pipe.judged(verdict(f"j{9 - number}", facts(f"n{number}", number))))
     pipe.commit()
     batches = [[job.job_id for job in record.jobs] for record in pipe.records()]
     assert batches == [["j9", "j8"], ["j7", "j6"], ["j5"]]
@@ -306,9 +305,8 @@ def test_nobody_is_committed_on_the_strength_of_a_job_that_had_to_go_back(
     pipe: Pipeline, writer: Writer
 ) -> None:
     path = pipe.judged(verdict("j1", A))
-    time.sleep(0.01)
-    pipe.judged(verdict("j2", facts("b", 2, inputs=["job:j1/a"])))
-    time.sleep(0.01)
+    tick_after(path)
+    tick_after(pipe.judged(verdict("j2", facts("b", 2, inputs=["job:j1/a"]))))
     pipe.judged(verdict("j3", A, run_id="run-3"))
     for name in (path / "a.parquet", pipe.lake.object_path(A.sha256)):
         name.unlink()
