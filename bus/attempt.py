@@ -64,8 +64,8 @@ class AttemptEndedError(Exception):
 def run_limited(work: Callable[[Callable[[str], None]], bytes], limits: Limits) -> bytes:
     """`work(note)` in a child: what it returned, in one line. Raises `AttemptEndedError`.
 
-    An OSError or ImportError that `work` lets out, or that kept the child from working, is raised as
-    an OSError: it says nothing about the job.
+    An OSError that `work` lets out, or that kept the child from working, is raised as an OSError:
+    it says nothing about the job.
 
     `work` may call `note` with what it is about to touch; the last note is in the error. The child
     dies with its parent. Signals that people and init systems send to a whole group (INT, TERM,
@@ -151,7 +151,7 @@ def _be_the_child(
         code = 0
     except MemoryError:
         code = _OUT_OF_MEMORY
-    except (OSError, ImportError):  # ImportError: what is loaded here alone could not be read
+    except OSError:
         code = _OUR_FAULT
     finally:
         os._exit(code)

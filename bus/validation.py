@@ -144,7 +144,8 @@ def judge_in_child(
                 raise
             except Exception as error:  # noqa: BLE001 - it must reach the parent, whatever it is
                 text = f"{type(error).__name__}: {error}"[:500]
-                ours = isinstance(error, OSError) or "No space left" in text
+                # ImportError: a module of ours that only a child loads could not be read.
+                ours = isinstance(error, OSError | ImportError) or "No space left" in text
                 return json.dumps({"fault" if ours else "defect": text}).encode()
 
         try:

@@ -135,14 +135,6 @@ def test_a_leak_of_descriptors_is_the_childs_own_problem() -> None:
     assert run_limited(work, ROOMY) == b"Too many open files"
 
 
-def test_a_module_that_cannot_be_loaded_is_our_own_fault() -> None:
-    def work(_: Callable[[str], None]) -> bytes:
-        raise ModuleNotFoundError("a disk that failed, or an upgrade under our feet")
-
-    with pytest.raises(OSError, match="the system failed"):
-        run_limited(work, ROOMY)
-
-
 def test_an_exception_is_an_exit_status() -> None:
     assert how_it_ends(lambda _: str(1 // 0).encode()).startswith("exit status")
 

@@ -431,6 +431,17 @@ def test_a_fault_of_ours_in_a_child_is_not_the_jobs(
         judge(path, lake, Settings(lake=lake.root), registry())
 
 
+def test_a_module_of_ours_that_a_child_cannot_load_is_not_the_jobs_fault(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put_job(lake, "job")
+
+    monkeypatch.delattr("bus.second_reader", raising=False)
+    monkeypatch.setitem(sys.modules, "bus.second_reader", None)
+    with pytest.raises(OurFaultError, match="second_reader"):
+        judge_in_child(path, lake, Settings(lake=lake.root), registry())
+
+
 def test_a_defect_in_a_child_names_itself(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put_job(lake, "job")
 
