@@ -271,8 +271,9 @@ _RAW = {json.dumps(v): v[:-1] for v in _HOSTILE if isinstance(v, str) and v.ends
 def changed_manifest(chance: random.Random, document: dict[str, Any]) -> bytes:
     """The manifest with one value, key or piece of text that is not what it was."""
     changed = copy.deepcopy(document)
-    for _ in range(chance.choice([1, 1, 1, 2, 4])):
-        _change_somewhere(chance, changed)
+    for left in reversed(range(chance.choice([1, 1, 1, 2, 4]))):
+        # The last alone may grow a thousandfold: two of them would take gigabytes of ours.
+        _change_somewhere(chance, changed, most=1 if left else 1001)
     text = json.dumps(changed)
     for quoted, raw in _RAW.items():
         text = text.replace(quoted, raw)
@@ -280,8 +281,8 @@ def changed_manifest(chance: random.Random, document: dict[str, Any]) -> bytes:
     return _changed_text(chance, data) if chance.random() < 0.25 else data
 
 
-def _change_somewhere(chance: random.Random, document: dict[str, Any]) -> None:
-    """Replace, remove, rename, repeat, wrap or move one entry of one list or object."""
+def _change_somewhere(chance: random.Random, document: dict[str, Any], most: int) -> None:
+    """Replace, remove, rename, repeat (`most` times), wrap or move one entry of a list or object."""
     places: list[Any] = [node for node in _containers(document) if node]
     node = chance.choice(places)
     key = chance.choice(list(node) if isinstance(node, dict) else range(len(node)))
@@ -291,7 +292,7 @@ def _change_somewhere(chance: random.Random, document: dict[str, Any]) -> None:
         case 1 if isinstance(node, dict):
             node[chance.choice(["", "Job_id", "rowz", f"{key} ", "x" * 5000, "\0"])] = node.pop(key)
         case 1:
-            node.extend(node * chance.choice([1, 1001]))
+            node.extend(node * chance.choice([1, most]))
         case 2:
             for _ in range(chance.choice([1, 15, 100])):
                 node[key] = [node[key]] if chance.random() < 0.5 else {"x": node[key]}
