@@ -162,7 +162,7 @@ class _Reader:
 
 
 def _read(way: str, root: Path, over: Path, number: int) -> None:
-    os.nice(10)  # fifty on two cores: what they look at would hardly go on
+    os.nice(15)  # fifty on two cores: what they look at would hardly go on
     reader = _Reader(way, root, number)
     try:
         while not over.exists() and not reader.report.wrong:

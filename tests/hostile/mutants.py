@@ -300,7 +300,7 @@ def _change_somewhere(chance: random.Random, document: dict[str, Any], most: int
             other = chance.choice(places)
             node[key] = copy.deepcopy(other)
         case _:
-            node[key] = chance.choice(_HOSTILE)
+            node[key] = copy.deepcopy(chance.choice(_HOSTILE))  # the next change may be in it
 
 
 def _containers(root: Any) -> Iterator[Any]:
