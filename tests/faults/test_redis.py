@@ -207,7 +207,7 @@ def test_a_message_taken_for_lost_while_it_is_worked_on_does_no_harm(
             with field.standing_still(field.pool()):
                 jobs += [field.submit() for _ in range(10)]
                 wait_until(taken, what="the worker has taken some")
-                wait_until(lambda: not taken(), PATIENCE_S, what="the other took it over")
+                wait_until(lambda: not taken(), what="the other took it over")
                 assert jobs[-1].wait(PATIENCE_S).status == "committed"
             field.assert_each_done_once(jobs)
     campaign.record(jobs=len(jobs), doubled=0)
