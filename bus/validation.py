@@ -11,11 +11,13 @@ a death, is judged by `judge_in_child`: there it may crash, hang or eat memory w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import tempfile
 import uuid
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -144,8 +146,7 @@ def judge_in_child(
                 raise
             except Exception as error:  # noqa: BLE001 - it must reach the parent, whatever it is
                 text = f"{type(error).__name__}: {error}"[:500]
-                # ImportError: a module of ours that only a child loads could not be read.
-                ours = isinstance(error, OSError | ImportError) or "No space left" in text
+                ours = isinstance(error, OSError) or "No space left" in text
                 return json.dumps({"fault" if ours else "defect": text}).encode()
 
         try:
@@ -447,7 +448,8 @@ class _Court:
         self, fd: int, source: ParquetSource, entry: ArtifactEntry, child: _Child
     ) -> None:
         """Note what only pyarrow can read: DuckDB's views must leave it out."""
-        from bus import second_reader  # noqa: PLC0415 - imports DuckDB: only ever in a child
+        with _loading():
+            from bus import second_reader  # noqa: PLC0415 - imports DuckDB: only ever in a child
 
         if not is_odd(source):
             return
@@ -467,9 +469,19 @@ class _Court:
         )
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Load what only a child needs. That it cannot be is never the job's fault: an OSError."""
+    try:
+        yield
+    except ImportError as error:
+        raise OSError(errno.EIO, str(error)) from error
+
+
 def _sorted_hash(source: ParquetSource, plan: HashPlan | None, child: _Child, where: str) -> str:
     """The content hash of a table that neither fits in memory nor comes in order."""
-    from bus.hashing import out_of_core  # noqa: PLC0415 - imports DuckDB: only ever in a child
+    with _loading():
+        from bus.hashing import out_of_core  # noqa: PLC0415 - imports DuckDB: only ever in a child
 
     def batches() -> Iterator[pa.RecordBatch]:
         child.note(where)  # DuckDB has started, and asks for the first

@@ -442,14 +442,17 @@ def test_a_module_of_ours_that_a_child_cannot_load_is_not_the_jobs_fault(
         judge_in_child(path, lake, Settings(lake=lake.root), registry())
 
 
-def test_a_defect_in_a_child_names_itself(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [KeyError("a defect"), ImportError("what its table asks for")])
+def test_a_defect_in_a_child_names_itself(
+    error: Exception, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = put_job(lake, "job")
 
     def fail(*_: object) -> None:
-        raise KeyError("a defect")
+        raise error
 
     monkeypatch.setattr(TablePass, "run", fail)
-    with pytest.raises(AttemptEndedError, match="KeyError: 'a defect'"):
+    with pytest.raises(AttemptEndedError, match=f"{type(error).__name__}: "):
         judge_in_child(path, lake, Settings(lake=lake.root), registry())
 
 
