@@ -2,35 +2,64 @@
 
 Most files need no asking. Those with nested columns, or columns of fixed-width bytes, are read by both;
 one that only pyarrow reads is stored all the same, and left out of the views that DuckDB makes.
-Only ever in a validator's child: this starts a DuckDB, and a file may be made to harm it.
+Only ever in a validator's child, and there in one more of its own: DuckDB 1.5.0 reads past a broken
+VARIANT, and dies or does not die of it, by what lies there. Either way it cannot read the file.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
 
+from bus.attempt import AttemptEndedError, run_limited
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from bus.attempt import Limits
+
 _BATCH_ROWS = 10_000
 _REASON_CHARACTERS = 200
 _OUR_FAULTS = tuple(os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOSPC))
+_STARTS = "the start of DuckDB"
+_READS = "DuckDB's reading"
+#: How a process ends that touched what it must not; being killed from outside is something else.
+_CRASHES = {"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL"}
 
 
-def duckdb_fault(
-    fd: int, temp_dir: Path, memory_limit_bytes: int, started: Callable[[], object] = lambda: None
-) -> str | None:
-    """What DuckDB says when it cannot read all of a file; None when it can.
+def duckdb_fault(fd: int, temp_dir: Path, memory_limit_bytes: int, limits: Limits) -> str | None:
+    """What DuckDB says when it cannot read all of a file, or how it died of it; None when it can.
 
-    `started` is called when DuckDB runs and has not yet seen the file. Raises OSError where it is
-    not the file that DuckDB complains about.
+    `memory_limit_bytes` is DuckDB's own limit, `limits` are those of its process. Raises OSError
+    where it is not the file that DuckDB complains about, and `AttemptEndedError` at a limit.
     """
+
+    def work(note: Callable[[str], None]) -> bytes:
+        note(_STARTS)
+        fault = _reads(fd, temp_dir, memory_limit_bytes, lambda: note(_READS))
+        return json.dumps(fault).encode()
+
+    try:
+        fault: str | None = json.loads(run_limited(work, limits))
+    except AttemptEndedError as ended:
+        if ended.how not in _CRASHES:
+            raise
+        if ended.at == _STARTS:
+            raise OSError(errno.EIO, str(ended)) from None  # it had not seen the file
+        return f"{ended.how} ended DuckDB"
+    return fault
+
+
+def _reads(
+    fd: int, temp_dir: Path, memory_limit_bytes: int, started: Callable[[], object]
+) -> str | None:
+    """`duckdb_fault` in this process. `started`: DuckDB runs, and has not yet seen the file."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "threads": 1,
         "memory_limit": f"{memory_limit_bytes}B",

@@ -19,7 +19,6 @@ import tempfile
 import uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -132,25 +131,22 @@ def judge_in_child(
 
     Raises `AttemptEndedError` when the child did not survive it, `NotYetError`, `OurFaultError`.
     """
+    limits = limits_for(directory, settings)
     with tempfile.TemporaryDirectory(prefix=SORT_PREFIX, dir=lake.run) as sort_dir:
 
         def work(note: Callable[[str], None]) -> bytes:
             # A quarter for the sort: with what is read and hashed beside it that stays under a half.
-            lent = _Child(note, Path(sort_dir), settings.validator_memory_bytes // 4)
+            lent = _Child(note, Path(sort_dir), settings.validator_memory_bytes // 4, limits)
             try:
                 with _Court(directory, lake, settings, registry, lent) as court:
                     return court.judge(None).to_bytes()
-            except NotYetError as error:
-                return json.dumps({"not_yet_s": error.delay_s}).encode()
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 - it must reach the parent, whatever it is
-                text = f"{type(error).__name__}: {error}"[:500]
-                ours = isinstance(error, OSError) or "No space left" in text
-                return json.dumps({"fault" if ours else "defect": text}).encode()
+                return json.dumps(_instead(error)).encode()
 
         try:
-            answer = json.loads(run_limited(work, limits_for(directory, settings)))
+            answer = json.loads(run_limited(work, limits))
         except AttemptEndedError as ended:
             if ended.at == _STARTS_DUCKDB and ended.how.startswith("SIG"):
                 raise OurFaultError(str(ended)) from None  # it had not seen the file
@@ -164,6 +160,18 @@ def judge_in_child(
             raise AttemptEndedError(text, "")
     files = [JudgedFile(**file) for file in answer["files"]]
     return Judgement(Verdict.model_validate(answer["verdict"]), files)
+
+
+def _instead(error: Exception) -> dict[str, Any]:
+    """What a child answers that could not judge."""
+    match error:
+        case NotYetError():
+            return {"not_yet_s": error.delay_s}
+        case AttemptEndedError():  # of a child of its own
+            return {"defect": str(error)}
+    text = f"{type(error).__name__}: {error}"[:500]
+    ours = isinstance(error, OSError) or "No space left" in text
+    return {"fault" if ours else "defect": text}
 
 
 def limits_for(directory: Path, settings: Settings) -> Limits:
@@ -228,6 +236,7 @@ class _Child:
     note: Callable[[str], None]
     sort_dir: Path
     sort_memory_bytes: int
+    limits: Limits
 
 
 class _Court:
@@ -453,9 +462,9 @@ class _Court:
 
         if not is_odd(source):
             return
-        child.note(_STARTS_DUCKDB)
-        started = partial(child.note, entry.relpath)
-        fault = second_reader.duckdb_fault(fd, child.sort_dir, child.sort_memory_bytes, started)
+        fault = second_reader.duckdb_fault(
+            fd, child.sort_dir, child.sort_memory_bytes, child.limits
+        )
         if fault is not None:
             self._unreadable[entry.relpath] = f"{DUCKDB_UNREADABLE}: {fault}"
 

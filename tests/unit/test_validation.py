@@ -10,28 +10,36 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 
-from bus import disk, intake as intake_module, table as table_module, validation
+from bus import (
+    disk,
+    intake as intake_module,
+    second_reader,
+    table as table_module,
+    validation,
+)
 from bus.attempt import AttemptEndedError, Limits
 from bus.claims import MAX_ENDS, Record, claim_path
 from bus.columns import Column
 from bus.contract import Check, Spec
 from bus.hashing import ContentHasher, UnhashableType, content_hash
 from bus.intake import Intake
+from bus.model import DUCKDB_UNREADABLE
 from bus.settings import Settings
 from bus.specs import Registry
 from bus.table import TablePass
 from bus.validation import NeedsChildError, NotYetError, OurFaultError, judge, judge_in_child
 from tests.forks import exit_code_of
 from tests.jobs import codes, manifest_of, new_lake, parquet_bytes, put_job, small_table, verdict_of
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from bus.lake import Lake
     from bus.model import ArtifactFacts, Verdict
@@ -360,6 +368,70 @@ def test_three_ends_that_a_parent_saw_are_a_rejection_and_good_jobs_go_on(
     assert (verdict.run_id, verdict.submission_id is not None) == ("run-1", True)
     assert list(lake.all_objects()) != []
     assert list(lake.claims.iterdir()) == []
+
+
+def _duckdb_does(monkeypatch: pytest.MonkeyPatch, misbehave: Callable[[], None]) -> None:
+    """DuckDB starts, sees the file, and then this happens."""
+
+    def reads(_fd: int, _dir: Path, _memory: int, started: Callable[[], object]) -> None:
+        started()
+        misbehave()
+
+    monkeypatch.setattr(second_reader, "_reads", reads)
+
+
+def test_a_file_that_ends_duckdb_is_left_out_of_its_views(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _duckdb_does(monkeypatch, _segfault)
+    path = put_job(lake, "job", {"a.parquet": NESTED})
+
+    verdict = judge_in_child(path, lake, Settings(lake=lake.root), registry()).verdict
+
+    assert codes(verdict) == []
+    (artifact,) = verdict.artifacts
+    assert artifact.warnings == ["generic_kind", f"{DUCKDB_UNREADABLE}: SIGSEGV ended DuckDB"]
+
+
+def test_a_duckdb_that_ends_before_it_sees_the_file_is_not_the_jobs_fault(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(second_reader, "_reads", _segfault)
+    path = put_job(lake, "job", {"a.parquet": NESTED})
+
+    with pytest.raises(OurFaultError, match="SIGSEGV at the start of DuckDB"):
+        judge_in_child(path, lake, Settings(lake=lake.root), registry())
+
+
+DUCKDB_ENDS: dict[str, tuple[Callable[..., None], str]] = {
+    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL at DuckDB's reading"),
+    "hang": (_hang, "the wall limit of 1 s at a.parquet"),
+    "memory": (_eat_memory, "the memory limit of 256 MiB at DuckDB's reading"),
+}
+
+
+@pytest.mark.parametrize("case", DUCKDB_ENDS)
+def test_another_end_of_duckdb_is_an_attempt_of_the_job(
+    case: str, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    misbehave, how = DUCKDB_ENDS[case]
+    pid = lake.run / "pid"
+
+    def noted() -> None:
+        pid.write_text(str(os.getpid()))
+        misbehave()
+
+    _duckdb_does(monkeypatch, noted)
+    wall_s = 1.0 if case == "hang" else 30.0
+    monkeypatch.setattr(validation, "limits_for", lambda *_: Limits(256 << 20, wall_s, 1 << 30))
+    path = put_job(lake, "job", {"a.parquet": NESTED})
+
+    with pytest.raises(AttemptEndedError, match=how):
+        judge_in_child(path, lake, Settings(lake=lake.root), registry())
+
+    wait_until(
+        lambda: not Path(f"/proc/{pid.read_text()}").exists(), what="DuckDB's process is gone"
+    )
 
 
 def test_deaths_of_the_whole_worker_never_count(
