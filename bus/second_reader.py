@@ -31,6 +31,8 @@ _STARTS = "the start of DuckDB"
 _READS = "DuckDB's reading"
 #: How a process ends that touched what it must not; being killed from outside is something else.
 _CRASHES = {"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL"}
+#: One death may have had another cause, such as a moment without memory.
+_TRIES = 2
 
 
 def duckdb_fault(fd: int, temp_dir: Path, memory_limit_bytes: int, limits: Limits) -> str | None:
@@ -45,15 +47,19 @@ def duckdb_fault(fd: int, temp_dir: Path, memory_limit_bytes: int, limits: Limit
         fault = _reads(fd, temp_dir, memory_limit_bytes, lambda: note(_READS))
         return json.dumps(fault).encode()
 
-    try:
-        fault: str | None = json.loads(run_limited(work, limits))
-    except AttemptEndedError as ended:
-        if ended.how not in _CRASHES:
-            raise
-        if ended.at == _STARTS:
-            raise OSError(errno.EIO, str(ended)) from None  # it had not seen the file
-        return f"{ended.how} ended DuckDB"
-    return fault
+    how = ""
+    for _ in range(_TRIES):
+        try:
+            fault: str | None = json.loads(run_limited(work, limits))
+        except AttemptEndedError as ended:
+            if ended.how not in _CRASHES:
+                raise
+            if ended.at == _STARTS:
+                raise OSError(errno.EIO, str(ended)) from None  # it had not seen the file
+            how = ended.how
+        else:
+            return fault
+    return f"{how} ended DuckDB"
 
 
 def _reads(

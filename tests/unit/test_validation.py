@@ -393,6 +393,25 @@ def test_a_file_that_ends_duckdb_is_left_out_of_its_views(
     assert artifact.warnings == ["generic_kind", f"{DUCKDB_UNREADABLE}: SIGSEGV ended DuckDB"]
 
 
+def test_a_duckdb_that_ended_once_is_asked_again(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lake.run / "first"
+
+    def end_once() -> None:
+        if not first.exists():
+            first.touch()
+            _segfault()
+
+    _duckdb_does(monkeypatch, end_once)
+    path = put_job(lake, "job", {"a.parquet": NESTED})
+
+    (artifact,) = judge_in_child(path, lake, Settings(lake=lake.root), registry()).verdict.artifacts
+
+    assert first.exists()
+    assert artifact.warnings == ["generic_kind"]
+
+
 def test_a_duckdb_that_ends_before_it_sees_the_file_is_not_the_jobs_fault(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
