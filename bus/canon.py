@@ -32,10 +32,6 @@ SeenColumns = dict[tuple[str, int], list[tuple[str, str]]]
 #: What DuckDB calls the file a row came from; no column can have this name (ids of ours do not).
 _FILE = "\x1ffile"
 
-#: What a schema for `read_parquet` is. Ours is one text that becomes this: five expressions for each
-#: column of each view cost every publication and every reader half a millisecond (measured).
-_SCHEMA = "JSON::MAP(VARCHAR, STRUCT(name VARCHAR, type VARCHAR, default_value VARCHAR))"
-
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -164,8 +160,8 @@ def _read(lake: Lake, kind: str, branch: Branch, shape: Mapping[str, str], *, wi
     `shape`: other types to read its columns in, and columns of later versions, which it lacks. Those
     are not looked for in the files: what stood in them was not held to a contract.
     """
-    entries = ",\n    ".join(_entry(n, shape.get(n, duck)) for n, duck in branch.columns)
-    schema = f"{literal(f'{{{entries}}}')}::{_SCHEMA}"
+    types = {name: shape.get(name, duck) for name, duck in branch.columns}
+    schema = f"held.shape({literal(json.dumps(types, ensure_ascii=False))})"
     options = f"hive_partitioning = false, schema = {schema}"
     glob, file = literal(glob_of(lake, kind, branch.version)), quoted(_FILE)
     own = dict(branch.columns)
@@ -226,11 +222,6 @@ def _whole_structs(branch: Branch, shape: Mapping[str, str]) -> str:
     structs = [quoted(name) for name, duck in types if duck.startswith("STRUCT(")]
     whole = ", ".join(f"CASE WHEN {s} IS NOT NULL THEN {s} END AS {s}" for s in structs)
     return f"* REPLACE ({whole})" if structs else "*"
-
-
-def _entry(name: str, duck: str) -> str:
-    facts = json.dumps({"name": name, "type": duck, "default_value": None}, ensure_ascii=False)
-    return f"{json.dumps(name, ensure_ascii=False)}: {facts}"
 
 
 def _newest(every: str, row_key: str) -> str:

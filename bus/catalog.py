@@ -238,12 +238,14 @@ class Catalog:
         `Unavailable` (E508) when that fails too (a full disk, for instance).
         """
         try:
-            return self._catch_up(manifest)
+            with manifest.frozen():
+                return self._catch_up(manifest)
         except duckdb.Error as error:
             log.warning("catalog_made_anew", reason=str(error)[:200])
         try:
             self._start_anew()
-            return self._catch_up(manifest)
+            with manifest.frozen():
+                return self._catch_up(manifest)
         except duckdb.Error as error:
             raise Unavailable(
                 str(error), code=Code.E508, where=str(self._lake.catalog_work)

@@ -19,9 +19,13 @@ CREATE SCHEMA canon;
 CREATE TABLE held.meta(
   applied_seq BIGINT, applied_sha256 VARCHAR, artifact_no BIGINT, layout VARCHAR);
 
--- What later commits added: {table: [row]}, rows as the manifest has them.
+-- What later commits added: {table: [row]}, rows as the manifest has them. Every publication writes
+-- all of it again: trying compressions out on it would take longer than the rest of a checkpoint.
 CREATE TABLE held.fresh(
-  applied_seq BIGINT, applied_sha256 VARCHAR, artifact_no BIGINT, data VARCHAR);
+  applied_seq BIGINT USING COMPRESSION uncompressed,
+  applied_sha256 VARCHAR USING COMPRESSION uncompressed,
+  artifact_no BIGINT USING COMPRESSION uncompressed,
+  data VARCHAR USING COMPRESSION uncompressed);
 
 CREATE TABLE held.runs(
   run_id VARCHAR, producer VARCHAR, created_at_utc TIMESTAMPTZ, first_seen_at TIMESTAMPTZ,
@@ -68,6 +72,12 @@ CREATE TABLE catalog.columns_d(
 
 -- The views of schema canon, which kind each reads, and their text.
 CREATE TABLE catalog.views_d(view_name VARCHAR, kind VARCHAR, sql VARCHAR);
+
+-- The schema that read_parquet wants, made of '{"name": "type", …}'. The views of schema canon say no
+-- more than that of each column: every publication writes all of them, every reader reads them.
+CREATE MACRO held.shape(types) AS map_from_entries(list_transform(
+  map_entries(types::JSON::MAP(VARCHAR, VARCHAR)),
+  lambda c: (c['key'], {'name': c['key'], 'type': c['value'], 'default_value': NULL::VARCHAR})));
 
 -- name: pick_runs
 SELECT run_id, producer, created_at_utc::TIMESTAMPTZ AS created_at_utc,

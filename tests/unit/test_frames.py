@@ -122,6 +122,23 @@ def test_pages_carry_checksums_and_statistics(tmp_path: Path) -> None:
         pq.read_table(path, page_checksum_verification=True)
 
 
+def test_floats_are_written_plainly_and_texts_with_a_dictionary(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"mint": ["a", "b"] * 50, "price": [1.5, 2.5] * 50, "side": [1, -1] * 50})
+    write_parquet(table, path, ParquetOptions())
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    encoded = {group.column(n).path_in_schema: group.column(n).encodings for n in range(3)}
+    assert {name for name, how in encoded.items() if "RLE_DICTIONARY" in how} == {"mint", "side"}
+
+    nested = table.append_column("tags", pa.array([["x"]] * 100))
+    write_parquet(nested, path, ParquetOptions())
+    column = pq.ParquetFile(path).metadata.row_group(0).column(3)
+    assert (column.path_in_schema, "RLE_DICTIONARY" in column.encodings) == (
+        "tags.list.element",
+        True,
+    )
+
+
 # ── in the contract's order ─────────────────────────────────────────────────────────────────────
 
 CANDLES = Spec(
