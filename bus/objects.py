@@ -160,12 +160,18 @@ class Shelf:
     def _prove(self, source: Path, sha256: str) -> None:
         """An object of that name exists: its bytes must be what the name says, and durable.
 
-        A damaged one is kept in quarantine/, and ours takes its name in one step.
+        A damaged one is kept in quarantine/, and ours takes its name in one step. Raises
+        FileNotFoundError when the writer has purged it meanwhile.
         """
         target = self._lake.object_path(sha256)
-        if file_hash(target) == f"sha256:{sha256}":
-            synced(disk.sync_file, target)
-            return
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:  # synced by descriptor: the writer may take the name away at any moment
+            if file_hash(fd) == f"sha256:{sha256}":
+                synced(disk.sync_fds, [fd])
+                target.stat()
+                return
+        finally:
+            os.close(fd)
         disk.link_new(target, self._quarantined(sha256))
         synced(disk.sync_dir, self._lake.quarantine)
         name = f".{secrets.token_hex(8)}"

@@ -160,8 +160,9 @@ def test_a_tree_that_its_producer_made_read_only_is_deleted_too(
     assert not inner.exists()
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_validator_whose_object_is_purged_while_it_looks_links_its_own(
-    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: str, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = parquet(5)
     job = tmp_path / "job"
@@ -172,10 +173,10 @@ def test_a_validator_whose_object_is_purged_while_it_looks_links_its_own(
     place.write_bytes(data)
     real = hashing.file_hash
 
-    def purged_meanwhile(path: Path) -> str:
-        if path == place and place.stat().st_nlink == 1:
-            place.unlink()
-        return real(path)
+    def purged_meanwhile(fd: int) -> str:
+        found = real(fd) if moment == "after" else ""
+        place.unlink()
+        return found or real(fd)
 
     monkeypatch.setattr(objects, "file_hash", purged_meanwhile)
     with (job / "a.parquet").open("rb") as file:

@@ -305,11 +305,11 @@ def test_nobody_is_committed_on_the_strength_of_a_job_that_had_to_go_back(
     pipe: Pipeline, writer: Writer
 ) -> None:
     path = pipe.judged(verdict("j1", A))
+    (path / "a.parquet").unlink()  # now: the writer takes jobs in the order of their last change
     tick_after(path)
     tick_after(pipe.judged(verdict("j2", facts("b", 2, inputs=["job:j1/a"]))))
     pipe.judged(verdict("j3", A, run_id="run-3"))
-    for name in (path / "a.parquet", pipe.lake.object_path(A.sha256)):
-        name.unlink()
+    pipe.lake.object_path(A.sha256).unlink()
     writer.drain()
     assert pipe.state("j1") is JobState.VALIDATING
     assert pipe.codes("j2") == ["E401"]
