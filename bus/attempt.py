@@ -6,7 +6,8 @@ limit, silence) is an `AttemptEndedError` that names it.
 
 Forking is safe here although Arrow's libraries start two threads of their own when imported: the
 allocator's handlers make those safe, Arrow rebuilds its pools in the child, the child works
-single-threaded and asks the system's allocator, and it never returns into the parent's stack.
+single-threaded and asks the system's allocator, and it never returns into the parent's stack. A child
+may fork once more when its DuckDB, if it started one, is closed: what threads that leaves are idle.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ CREATE TABLE held.meta(
   applied_seq BIGINT, applied_sha256 VARCHAR, artifact_no BIGINT, layout VARCHAR);
 
 -- What later commits added: {table: [row]}, rows as the manifest has them. Every publication writes
--- all of it again: trying compressions out on it would take longer than the rest of a checkpoint.
+-- all of it again, half a megabyte at most: to try compressions out on it would take longer than the
+-- rest of a checkpoint.
 CREATE TABLE held.fresh(
   applied_seq BIGINT USING COMPRESSION uncompressed,
   applied_sha256 VARCHAR USING COMPRESSION uncompressed,

@@ -39,11 +39,12 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ParquetOptions:
-    """How tables become Parquet: zstd, statistics, page checksums, no dictionaries of floats.
+    """How tables become Parquet: zstd, statistics, page checksums.
 
     `row_group_rows`: rows of a row group, fewer where rows are so wide that it would be larger than
     256 MiB; twice as much is held in memory. `sort`: each row group in the order that the kind's contract
-    names, so that readers can skip by statistics; False keeps the order of the rows.
+    names, so that readers can skip by statistics; False keeps the order of the rows. Floats have no
+    dictionary, unless a column of the table is nested.
     """
 
     compression: str = "zstd"

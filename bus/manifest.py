@@ -259,7 +259,8 @@ class Manifest:
         try:
             yield
         finally:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # after a failed read SQLite may have rolled back itself
+                self._db.execute("ROLLBACK")
 
     def named(self, name: str, params: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """All rows of a named statement of manifest.sql."""

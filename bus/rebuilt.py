@@ -100,7 +100,7 @@ SELECT schema_name || '.' || view_name, sql FROM duckdb_views()
 WHERE schema_name IN ('catalog', 'canon')
 UNION ALL
 SELECT schema_name || '.' || function_name, macro_definition FROM duckdb_functions()
-WHERE schema_name = 'catalog'
+WHERE schema_name IN ('catalog', 'held')
 """
 
 

@@ -28,38 +28,40 @@ _BATCH_ROWS = 10_000
 _REASON_CHARACTERS = 200
 _OUR_FAULTS = tuple(os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOSPC))
 _STARTS = "the start of DuckDB"
-_READS = "DuckDB's reading"
 #: How a process ends that touched what it must not; being killed from outside is something else.
-_CRASHES = {"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL"}
-#: One death may have had another cause, such as a moment without memory.
-_TRIES = 2
+_CRASHES = {"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP"}
 
 
-def duckdb_fault(fd: int, temp_dir: Path, memory_limit_bytes: int, limits: Limits) -> str | None:
+def duckdb_fault(
+    fd: int, where: str, temp_dir: Path, memory_limit_bytes: int, limits: Limits
+) -> str | None:
     """What DuckDB says when it cannot read all of a file, or how it died of it; None when it can.
 
-    `memory_limit_bytes` is DuckDB's own limit, `limits` are those of its process. Raises OSError
-    where it is not the file that DuckDB complains about, and `AttemptEndedError` at a limit.
+    `where` names the file; `memory_limit_bytes` is DuckDB's own limit, `limits` are those of its
+    process. Raises OSError where it is not the file that DuckDB complains about, and
+    `AttemptEndedError` at a limit.
     """
 
     def work(note: Callable[[str], None]) -> bytes:
         note(_STARTS)
-        fault = _reads(fd, temp_dir, memory_limit_bytes, lambda: note(_READS))
-        return json.dumps(fault).encode()
-
-    how = ""
-    for _ in range(_TRIES):
         try:
-            fault: str | None = json.loads(run_limited(work, limits))
-        except AttemptEndedError as ended:
-            if ended.how not in _CRASHES:
-                raise
-            if ended.at == _STARTS:
-                raise OSError(errno.EIO, str(ended)) from None  # it had not seen the file
-            how = ended.how
-        else:
-            return fault
-    return f"{how} ended DuckDB"
+            fault = _reads(fd, temp_dir, memory_limit_bytes, lambda: note(where))
+        except OSError as error:
+            return json.dumps({"ours": str(error)}).encode()
+        return json.dumps({"fault": fault}).encode()
+
+    try:
+        answer = json.loads(run_limited(work, limits))
+    except AttemptEndedError as ended:
+        if ended.at == _STARTS and ended.how.startswith("SIG"):
+            raise OSError(errno.EIO, str(ended)) from None  # it had not seen the file
+        if ended.how in _CRASHES:
+            return f"{ended.how} ended DuckDB"
+        raise
+    if "ours" in answer:
+        raise OSError(errno.EIO, answer["ours"])
+    fault: str | None = answer["fault"]
+    return fault
 
 
 def _reads(

@@ -463,7 +463,7 @@ class _Court:
         if not is_odd(source):
             return
         fault = second_reader.duckdb_fault(
-            fd, child.sort_dir, child.sort_memory_bytes, child.limits
+            fd, entry.relpath, child.sort_dir, child.sort_memory_bytes, child.limits
         )
         if fault is not None:
             self._unreadable[entry.relpath] = f"{DUCKDB_UNREADABLE}: {fault}"

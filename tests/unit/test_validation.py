@@ -393,39 +393,34 @@ def test_a_file_that_ends_duckdb_is_left_out_of_its_views(
     assert artifact.warnings == ["generic_kind", f"{DUCKDB_UNREADABLE}: SIGSEGV ended DuckDB"]
 
 
-def test_a_duckdb_that_ended_once_is_asked_again(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = lake.run / "first"
-
-    def end_once() -> None:
-        if not first.exists():
-            first.touch()
-            _segfault()
-
-    _duckdb_does(monkeypatch, end_once)
-    path = put_job(lake, "job", {"a.parquet": NESTED})
-
-    (artifact,) = judge_in_child(path, lake, Settings(lake=lake.root), registry()).verdict.artifacts
-
-    assert first.exists()
-    assert artifact.warnings == ["generic_kind"]
-
-
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_duckdb_that_ends_before_it_sees_the_file_is_not_the_jobs_fault(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(second_reader, "_reads", _segfault)
+    monkeypatch.setattr(second_reader, "_reads", lambda *_: os.kill(os.getpid(), number))
     path = put_job(lake, "job", {"a.parquet": NESTED})
 
-    with pytest.raises(OurFaultError, match="SIGSEGV at the start of DuckDB"):
+    with pytest.raises(OurFaultError, match=f"{number.name} at the start of DuckDB"):
+        judge_in_child(path, lake, Settings(lake=lake.root), registry())
+
+
+def test_a_full_disk_under_duckdb_is_not_the_jobs_fault(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _duckdb_does(monkeypatch, full)
+    path = put_job(lake, "job", {"a.parquet": NESTED})
+
+    with pytest.raises(OurFaultError, match="No space left"):
         judge_in_child(path, lake, Settings(lake=lake.root), registry())
 
 
 DUCKDB_ENDS: dict[str, tuple[Callable[..., None], str]] = {
-    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL at DuckDB's reading"),
+    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL at a.parquet"),
     "hang": (_hang, "the wall limit of 1 s at a.parquet"),
-    "memory": (_eat_memory, "the memory limit of 256 MiB at DuckDB's reading"),
+    "memory": (_eat_memory, "the memory limit of 256 MiB at a.parquet"),
 }
 
 

@@ -274,6 +274,10 @@ def change_catalog_view(pipe: Pipeline) -> None:
     change_catalog(pipe, "CREATE OR REPLACE VIEW canon.signals AS SELECT 1 AS x")
 
 
+def change_catalog_macro(pipe: Pipeline) -> None:
+    change_catalog(pipe, "CREATE OR REPLACE MACRO held.shape(types) AS MAP {'x': types}")
+
+
 def break_catalog(pipe: Pipeline) -> None:
     overwrite(pipe.lake.catalog_db, pipe.lake.catalog_db.read_bytes()[:100_000])
 
@@ -500,6 +504,7 @@ HARMS: dict[Callable[[Pipeline], None], tuple[int, str, str]] = {
     lose_manifest: (4, "manifest.sqlite", "no manifest yet"),
     change_catalog_row: (4, "bus.duckdb", "table catalog.jobs_f has "),
     change_catalog_view: (4, "bus.duckdb", "view canon.signals has another text"),
+    change_catalog_macro: (4, "bus.duckdb", "view held.shape has another text"),
     break_catalog: (9, "bus.duckdb", ""),
     lose_catalog: (9, "bus.duckdb", "no catalog yet"),
     lose_link: (4, id_of(A), "the link is missing"),
@@ -540,15 +545,10 @@ HARMS: dict[Callable[[Pipeline], None], tuple[int, str, str]] = {
 #: What a quick look, which reads neither objects nor answers nor makes a second manifest, misses.
 NEEDS_MORE_THAN_A_LOOK = {
     *(flip_object, damage_unused_object, keep_a_second_name, change_row, delete_row, add_row),
-    *(change_catalog_row, change_catalog_view, break_catalog, copy_link_with_other_bytes),
-    *(
-        change_sidecar,
-        change_schema,
-        change_run_meta,
-        drop_index,
-        change_manifest_view,
-        break_index,
-    ),
+    *(change_catalog_row, change_catalog_view, change_catalog_macro, break_catalog),
+    copy_link_with_other_bytes,
+    *(change_sidecar, change_schema, change_run_meta, drop_index),
+    *(change_manifest_view, break_index),
     *(flip_checkpoint, make_checkpoint_of_a_wrong_manifest, change_time_in_receipt),
     *(change_path_in_receipt, change_judged_manifest),
     *(lose_run_link, lose_sidecar, double_job, double_job_in_ready, answered_though_unknown),
@@ -560,7 +560,7 @@ NEEDS_MORE_THAN_A_LOOK = {
 def test_a_harm_is_found_and_named(
     pipe: Pipeline, harm: Callable[[Pipeline], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if harm not in {change_catalog_row, change_catalog_view, break_catalog}:
+    if harm not in {change_catalog_row, change_catalog_view, change_catalog_macro, break_catalog}:
         # Making a second catalog is nearly all of the time that a small lake takes.
         monkeypatch.setattr(Twin, "catalog_differences", lambda *_: iter(()))
     harm(pipe)
