@@ -41,6 +41,8 @@ _MAX_OPEN_FILES = 512
 _OUT_OF_MEMORY = 86
 _BROKEN = 87
 _OUR_FAULT = 88
+#: A note of what comes before the job is touched: DuckDB ends its process when it cannot open a file.
+STARTS_DUCKDB = "the start of DuckDB"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,6 +62,11 @@ class AttemptEndedError(Exception):
         super().__init__(f"{how} at {at}" if at else how)
         self.how = how
         self.at = at
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether DuckDB died before it had seen the job."""
+        return self.at == STARTS_DUCKDB and self.how.startswith("SIG")
 
 
 def run_limited(work: Callable[[Callable[[str], None]], bytes], limits: Limits) -> bytes:

@@ -238,27 +238,24 @@ class Catalog:
         `Unavailable` (E508) when that fails too (a full disk, for instance).
         """
         try:
-            with manifest.frozen():
-                return self._catch_up(manifest)
+            return self._catch_up(manifest)
         except duckdb.Error as error:
             log.warning("catalog_made_anew", reason=str(error)[:200])
         try:
             self._start_anew()
-            with manifest.frozen():
-                return self._catch_up(manifest)
+            return self._catch_up(manifest)
         except duckdb.Error as error:
             raise Unavailable(
                 str(error), code=Code.E508, where=str(self._lake.catalog_work)
             ) from error
 
     def _catch_up(self, manifest: Manifest) -> int:
-        low, (high, sha256) = self.applied_seq, manifest.applied
         if self._db is None:
             self._start_anew()
-        if low == high:
-            return low
-        if not self._keep_fresh(manifest, low, high, sha256):
-            self._fold(manifest, high, sha256)
+        with manifest.frozen():  # dozens of short queries share one read transaction
+            low, (high, sha256) = self.applied_seq, manifest.applied
+            if low < high and not self._keep_fresh(manifest, low, high, sha256):
+                self._fold(manifest, high, sha256)
         self.applied_seq = high
         return high
 

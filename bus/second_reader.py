@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 
-from bus.attempt import AttemptEndedError, run_limited
+from bus.attempt import STARTS_DUCKDB, AttemptEndedError, run_limited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 10_000
 _REASON_CHARACTERS = 200
 _OUR_FAULTS = tuple(os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ENOSPC))
-_STARTS = "the start of DuckDB"
 #: How a process ends that touched what it must not; being killed from outside is something else.
 _CRASHES = {"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP"}
 
@@ -43,7 +42,7 @@ def duckdb_fault(
     """
 
     def work(note: Callable[[str], None]) -> bytes:
-        note(_STARTS)
+        note(STARTS_DUCKDB)
         try:
             fault = _reads(fd, temp_dir, memory_limit_bytes, lambda: note(where))
         except OSError as error:
@@ -53,8 +52,8 @@ def duckdb_fault(
     try:
         answer = json.loads(run_limited(work, limits))
     except AttemptEndedError as ended:
-        if ended.at == _STARTS and ended.how.startswith("SIG"):
-            raise OSError(errno.EIO, str(ended)) from None  # it had not seen the file
+        if ended.is_ours:
+            raise OSError(errno.EIO, str(ended)) from None
         if ended.how in _CRASHES:
             return f"{ended.how} ended DuckDB"
         raise

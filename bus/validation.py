@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from bus import disk
-from bus.attempt import AttemptEndedError, Limits, run_limited
+from bus.attempt import STARTS_DUCKDB, AttemptEndedError, Limits, run_limited
 from bus.errors import MAX_PROBLEMS, Code, Problem, Rejected, problem
 from bus.hashing import OutOfOrder, file_hash
 from bus.lake import MANIFEST
@@ -71,8 +71,6 @@ _LIGHT_FILE_BYTES = 64 << 20
 _LIGHT_JOB_BYTES = 1 << 30
 _LIGHT_COLUMNS = 500
 SORT_PREFIX = "sort-"
-#: What a child is at while it starts a DuckDB, which ends the process when it cannot open a file.
-_STARTS_DUCKDB = "the start of DuckDB"
 #: What a verdict repeats of the manifest.
 _SAID = {"run_id", "producer", "kind", "created_at_utc", "provenance"}
 
@@ -148,8 +146,8 @@ def judge_in_child(
         try:
             answer = json.loads(run_limited(work, limits))
         except AttemptEndedError as ended:
-            if ended.at == _STARTS_DUCKDB and ended.how.startswith("SIG"):
-                raise OurFaultError(str(ended)) from None  # it had not seen the file
+            if ended.is_ours:
+                raise OurFaultError(str(ended)) from None
             raise
     match answer:
         case {"not_yet_s": delay_s}:
@@ -457,11 +455,11 @@ class _Court:
         self, fd: int, source: ParquetSource, entry: ArtifactEntry, child: _Child
     ) -> None:
         """Note what only pyarrow can read: DuckDB's views must leave it out."""
+        if not is_odd(source):
+            return
         with _loading():
             from bus import second_reader  # noqa: PLC0415 - imports DuckDB: only ever in a child
 
-        if not is_odd(source):
-            return
         fault = second_reader.duckdb_fault(
             fd, entry.relpath, child.sort_dir, child.sort_memory_bytes, child.limits
         )
@@ -496,7 +494,7 @@ def _sorted_hash(source: ParquetSource, plan: HashPlan | None, child: _Child, wh
         child.note(where)  # DuckDB has started, and asks for the first
         yield from source.batches()
 
-    child.note(_STARTS_DUCKDB)
+    child.note(STARTS_DUCKDB)
     return out_of_core.content_hash(
         batches(),
         source.schema,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -21,6 +21,15 @@ def wait_until(condition: Callable[[], T], timeout_s: float = 15.0, *, what: str
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what or condition}"
         time.sleep(0.02)
     return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs: one that nobody has reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"
 
 
 def tick_after(path: Path) -> None:

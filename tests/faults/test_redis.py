@@ -44,7 +44,7 @@ def test_an_emptied_redis_in_mid_run_loses_nothing(field: Field, campaign: Campa
     times = campaign.size(short=4, long=100)
     with field.producing(2) as jobs, field.server.client() as client:
         for _ in range(times):
-            time.sleep(campaign.chance.uniform(0.02, 0.2))
+            time.sleep(campaign.chance.uniform(0.02, 0.2))  # at moments that chance picks
             client.flushall()
     field.assert_each_done_once(jobs)
     campaign.record(flushes=times, jobs=len(jobs), lost=0)
@@ -54,11 +54,11 @@ def test_a_redis_killed_and_started_empty_is_found_again(field: Field, campaign:
     times = campaign.size(short=1, long=20)
     with field.producing() as jobs:
         for _ in range(times):
-            time.sleep(campaign.chance.uniform(0.1, 0.4))
+            time.sleep(campaign.chance.uniform(0.1, 0.4))  # at moments that chance picks
             field.server.kill()
-            time.sleep(campaign.chance.uniform(0.0, 0.5))
+            time.sleep(campaign.chance.uniform(0.0, 0.5))  # producers work without Redis
             field.server.start()
-        time.sleep(0.2)
+        time.sleep(0.2)  # and go on with it once more
     field.assert_each_done_once(jobs)
     campaign.record(kills=times, jobs=len(jobs), lost=0)
 
@@ -84,7 +84,7 @@ def test_submit_is_durable_and_delay_returns_at_once_while_redis_hangs(
             took_s["delay"].append(timed(lambda: submit_artifact.delay(jobs[-1].job_id)))
             table = small_table(start=10**6 + len(jobs))
             jobs.append(submit_artifact.delay(table, **MINE))
-            time.sleep(0.05)
+            time.sleep(0.05)  # calls spread over all of the time that it hangs
     most_s = {f"{what}_max_s": round(max(times_s), 3) for what, times_s in took_s.items()}
     campaign.record(**most_s, times=len(took_s["ring"]))
     assert max(took_s["submit"]) < 1.0
@@ -97,9 +97,9 @@ def test_submit_is_durable_and_delay_returns_at_once_while_redis_hangs(
 def test_a_full_redis_refuses_bells_and_no_job(field: Field, campaign: Campaign) -> None:
     with field.server.client() as client:
         with field.producing() as jobs:
-            time.sleep(0.1)
+            time.sleep(0.1)  # some jobs go through before
             client.config_set("maxmemory", 1)
-            time.sleep(campaign.size(short=1, long=60) / 2)
+            time.sleep(campaign.size(short=1, long=60) / 2)  # so long it is full
             waiting = len(jobs)
         assert timed(field.submit) < 1.0
         client.config_set("maxmemory", 0)
@@ -118,7 +118,7 @@ def test_killed_and_paused_connections_come_back(field: Field, campaign: Campaig
             killed += int(
                 client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             )
-            time.sleep(campaign.chance.uniform(0.05, 0.3))
+            time.sleep(campaign.chance.uniform(0.05, 0.3))  # work goes on between faults
             client.client_pause(campaign.chance.randrange(20, 400))
             time.sleep(campaign.chance.uniform(0.05, 0.3))
     assert killed > times
@@ -133,7 +133,7 @@ def test_a_slow_network_that_cuts_replies_in_the_middle_only_delays(
     before = field.proxy.cuts
     with field.producing() as jobs:
         for _ in range(campaign.size(short=2, long=60)):
-            time.sleep(0.4)
+            time.sleep(0.4)  # the slow network carries something between two cuts
             field.proxy.cut()
     cuts = field.proxy.cuts - before
     field.proxy.behave()
@@ -181,7 +181,7 @@ def test_messages_popped_by_a_consumer_that_dies_before_it_noted_them_are_not_mi
     deaths = campaign.size(short=0, long=20)  # of real workers; they take long to start
     try:
         with field.producing() as jobs:
-            time.sleep(1.0)
+            time.sleep(1.0)  # so long messages are stolen
             for _ in range(deaths):
                 with field.worker("dies") as worker:
                     assert worker.wait(PATIENCE_S) == -signal.SIGKILL

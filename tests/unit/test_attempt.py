@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from bus.attempt import AttemptEndedError, Limits, run_limited
+from tests.waiting import is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,18 +188,7 @@ run_limited(work, Limits(512 << 20, 30.0, 0))
     parent.wait()
     parent.stdout.close()
 
-    deadline = time.monotonic() + 10
-    while _is_alive(child):
-        assert time.monotonic() < deadline, "the child outlived its parent"
-        time.sleep(0.01)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - of /proc
-            return file.read().split(") ")[1][0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until(lambda: not is_alive(child), 10, what="the child died with its parent")
 
 
 def test_importing_the_module_starts_no_thread_that_a_fork_must_fear() -> None:

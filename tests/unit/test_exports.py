@@ -25,6 +25,7 @@ from bus.settings import Settings
 from bus.snapshot import connect_snapshot
 from bus.specs import Registry
 from tests.history import History
+from tests.waiting import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -427,15 +428,6 @@ def test_the_child_dies_with_its_parent(bus: Exporting) -> None:
 
 def building(bus: Exporting) -> bool:
     return bus.lake.export_builds.is_dir() and any(bus.lake.export_builds.iterdir())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-    return state != "Z"
 
 
 def wait_until(condition: Any, timeout_s: float = 30) -> None:

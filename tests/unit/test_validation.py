@@ -10,19 +10,12 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 
-from bus import (
-    disk,
-    intake as intake_module,
-    second_reader,
-    table as table_module,
-    validation,
-)
+from bus import disk, intake as intake_module, second_reader, table as table_module, validation
 from bus.attempt import AttemptEndedError, Limits
 from bus.claims import MAX_ENDS, Record, claim_path
 from bus.columns import Column
@@ -36,10 +29,11 @@ from bus.table import TablePass
 from bus.validation import NeedsChildError, NotYetError, OurFaultError, judge, judge_in_child
 from tests.forks import exit_code_of
 from tests.jobs import codes, manifest_of, new_lake, parquet_bytes, put_job, small_table, verdict_of
-from tests.waiting import wait_until
+from tests.waiting import is_alive, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from bus.lake import Lake
     from bus.model import ArtifactFacts, Verdict
@@ -443,9 +437,7 @@ def test_another_end_of_duckdb_is_an_attempt_of_the_job(
     with pytest.raises(AttemptEndedError, match=how):
         judge_in_child(path, lake, Settings(lake=lake.root), registry())
 
-    wait_until(
-        lambda: not Path(f"/proc/{pid.read_text()}").exists(), what="DuckDB's process is gone"
-    )
+    wait_until(lambda: not is_alive(int(pid.read_text())), what="DuckDB's process is gone")
 
 
 def test_deaths_of_the_whole_worker_never_count(
@@ -520,7 +512,7 @@ def test_a_fault_of_ours_in_a_child_is_not_the_jobs(
 def test_a_module_of_ours_that_a_child_cannot_load_is_not_the_jobs_fault(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = put_job(lake, "job")
+    path = put_job(lake, "job", {"a.parquet": NESTED})
 
     monkeypatch.delattr("bus.second_reader", raising=False)
     monkeypatch.setitem(sys.modules, "bus.second_reader", None)
