@@ -7,10 +7,12 @@ says is written down. So a manifest rebuilt from record 1 equals one that grew c
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
+import structlog
 from pydantic_core import to_json
 
 from bus import disk
@@ -26,8 +28,14 @@ if TYPE_CHECKING:
     from bus.journal import Commit
     from bus.lake import Lake
 
+log = structlog.get_logger("bus.manifest")
+
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
 SCHEMA_VERSION = 12
+
+#: SQLite's log is folded into the file when so many rows are new; one takes about a page of it. A
+#: commit does so itself, and waits, only when the log has grown to so many pages all the same.
+_FOLD_ROWS, _FOLD_PAGES_AT_LAST = 4_000, 16_000
 
 
 #: Where the first page tells how the file is written and read, and the highest that there is.
@@ -67,6 +75,7 @@ class Manifest:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._begun: Path | None = None
+        self._folder: _Folder | None = None
 
     @classmethod
     def open(cls, lake: Lake) -> Self:
@@ -85,6 +94,7 @@ class Manifest:
         except BaseException:
             db.close()
             raise
+        manifest._folder = _Folder(lake.manifest_db)
         return manifest
 
     def _prepare(self, lake: Lake) -> None:
@@ -92,7 +102,7 @@ class Manifest:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # a lost tail comes from the journal
             self._db.execute("PRAGMA cache_size = -65536")
-            self._db.execute("PRAGMA wal_autocheckpoint = 4000")
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {_FOLD_PAGES_AT_LAST}")
             if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
                 self._create(lake)
 
@@ -218,6 +228,8 @@ class Manifest:
 
     def close(self) -> None:
         """Close the connection."""
+        if self._folder is not None:
+            self._folder.close()
         self._db.close()
 
     def _create(self, lake: Lake) -> None:
@@ -318,6 +330,8 @@ class Manifest:
                 if self._db.in_transaction:  # on a full disk SQLite may have rolled back itself
                     self._db.execute("ROLLBACK")
                 raise
+        if self._folder is not None:
+            self._folder.look(self._db.total_changes)
 
     def note_progress(self, progress: Mapping[str, int]) -> None:
         """Remember how far views have come (not truth: a lost note only repeats work)."""
@@ -331,6 +345,35 @@ class Manifest:
         step = {"seq": record.seq, "sha256": commit.sha256, "prev": record.prev}
         if self._db.execute(statement("advance"), step).rowcount != 2:  # noqa: PLR2004 - two keys
             raise StaleManifestError(record.seq)
+
+
+class _Folder:
+    """Folds the log into the file beside the writer's work: commits do not wait for its syncs."""
+
+    def __init__(self, path: Path) -> None:
+        self._uri = f"file:{quote(str(path))}?mode=rw"  # one that was deleted is not made anew
+        self._folded_rows = 0
+        self._thread: threading.Thread | None = None
+
+    def look(self, rows: int) -> None:
+        """Begin if enough of these rows, ever written, are new, and nothing is being folded."""
+        at_work = self._thread is not None and self._thread.is_alive()
+        if rows - self._folded_rows >= _FOLD_ROWS and not at_work:
+            self._folded_rows = rows
+            self._thread = threading.Thread(target=self._fold, name="manifest-fold")
+            self._thread.start()
+
+    def _fold(self) -> None:
+        try:
+            with closing(sqlite3.connect(self._uri, uri=True)) as db:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.DatabaseError as error:  # nothing is lost, and who meets it next will say so
+            log.warning("manifest_not_folded", reason=str(error))
+
+    def close(self) -> None:
+        """Wait for what is being done."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 @contextmanager

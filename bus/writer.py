@@ -58,6 +58,7 @@ _BATCH_MAX_ARTIFACTS = 5_000
 _TREE_STEPS = 50
 _LOCK_POLL_S = 0.2
 _READY_POLL_S = 0.004
+_LINGER_POLL_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,31 +251,34 @@ class Writer:
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
 
-    def drain(self, budget_s: float = 5.0) -> DrainResult:
+    def drain(self, budget_s: float = 5.0, linger_s: float = 0.0) -> DrainResult:
         """Commit and answer all that is ready, then publish; ends when idle or out of time.
 
-        Raises `LakeBusy` (E503) when the lock is no longer ours: another writer is at work.
+        For `linger_s` it is not idle yet while validators have work. Raises `LakeBusy` (E503) when
+        the lock is no longer ours: another writer is at work.
         """
         try:
-            return self._drain(budget_s)
+            return self._drain(budget_s, linger_s)
         except BrokenManifestError as error:
             log.warning("manifest_rebuilt", reason=str(error))
             self.rebuild()
-            return self._drain(budget_s)
+            return self._drain(budget_s, linger_s)
 
-    def _drain(self, budget_s: float) -> DrainResult:
+    def _drain(self, budget_s: float, linger_s: float) -> DrainResult:
         self._check_fence()
         self._mend_views()
-        deadline = time.monotonic() + budget_s
+        begin_s = time.monotonic()
+        deadline_s, linger_until_s = begin_s + budget_s, begin_s + linger_s
         jobs = 0
         while True:
+            coming = time.monotonic() < linger_until_s and self._in_flight()
             looked, answered = self._commit_ready()
             jobs += answered
             busy = looked > 0 or not self._bring_views_forward()
+            if not (busy or coming) or time.monotonic() >= deadline_s:
+                break
             if not busy:
-                break
-            if time.monotonic() >= deadline:
-                break
+                time.sleep(_LINGER_POLL_S)
         exports_dirty, self._exports_dirty = self._exports_dirty, False
         self._manifest.note_progress(self._progress())
         if not busy:
@@ -522,7 +526,7 @@ class Writer:
 
     def _in_flight(self) -> bool:
         """Whether validators have work: then more commits come soon, and snapshots can wait."""
-        states = (JobState.VALIDATING, JobState.STAGED)
+        states = (JobState.STAGED, JobState.VALIDATING)  # as jobs go
         return any(self._lake.has_any(state) for state in states)
 
     def _publish(self) -> None:

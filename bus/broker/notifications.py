@@ -44,10 +44,11 @@ class Notifications:
         Waits half a second for an entry, then returns none.
         """
         lists = (self._source, self._keys.processing, "RIGHT", "LEFT")
-        first = self._run([("BLMOVE", *lists, _TAKE_BLOCK_S)])[0]
+        look = [("LLEN", self._source), ("LLEN", self._keys.ingest)]
+        # One round trip: what follows a command that blocks is done when it no longer does.
+        first, waiting, queued = self._run([("BLMOVE", *lists, _TAKE_BLOCK_S), *look])
         if first is None:
             return [], 0
-        waiting, queued = self._run([("LLEN", self._source), ("LLEN", self._keys.ingest)])
         waiting = min(waiting, _TAKE_MAX - 1)
         more = self._run([("LMOVE", *lists)] * waiting) if waiting else []
         return [first, *(entry for entry in more if entry is not None)], queued

@@ -150,6 +150,8 @@ class Pump:
                 bad.append((entry, str(error)))
                 log.warning("notification_refused", reason=str(error))
         self._ring_ingest(list(jobs), queued)
+        if jobs:  # the writer wakes while they are judged, instead of after that
+            here.ring_writer()
         notifications.settle(entries, bad)
 
     def _ring_ingest(self, jobs: list[str], queued: int) -> None:

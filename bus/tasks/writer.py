@@ -43,6 +43,8 @@ log = logging.getLogger("bus.writer")
 #: A drain keeps the queue at most this long; exports and checks have their turn between drains.
 _BUDGET_S = 5.0
 _SLICE_S = 1.0
+#: The pump rings for a job that nobody has judged yet: most take less than this.
+_LINGER_S = 0.05
 #: How long a task waits for the lake's lock before it gives its message back.
 _LOCK_WAIT_S = 60.0
 _SAY_SO_S = 5.0
@@ -102,7 +104,7 @@ def _commit_ready() -> None:
     deadline = time.monotonic() + _BUDGET_S
     more = True
     while more and time.monotonic() < deadline and not stopping():
-        result = writer.drain(_SLICE_S)
+        result = writer.drain(_SLICE_S, _LINGER_S)
         more = result.more
         if result.jobs:
             log.info("processed %d jobs", result.jobs, extra={"seq": result.seq})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bus import manifest
 from bus.errors import Unavailable
 from bus.journal import GENESIS, Commit
 from bus.lake import Lake
@@ -103,8 +105,7 @@ def test_a_file_that_is_no_sound_database_is_told_from_other_faults(
     bad = {"text": b"no database" * 1000, "zeros": b"\0" * 8192, "truncated": data[:5000]}
     path.write_bytes(bad[damage])
     with pytest.raises(BrokenManifestError):
-        manifest = Manifest.open(ledger.lake)
-        manifest.rows("SELECT * FROM jobs")
+        Manifest.open(ledger.lake).rows("SELECT * FROM jobs")
 
 
 def test_a_write_ahead_log_without_its_database_is_not_replayed_into_a_new_one(
@@ -115,9 +116,43 @@ def test_a_write_ahead_log_without_its_database_is_not_replayed_into_a_new_one(
     ledger.committed(verdict("j", A))
     ledger.lake.manifest_db.unlink()
     assert ledger.lake.manifest_db.with_name("manifest.sqlite-wal").stat().st_size > 0
-    manifest = Manifest.open(ledger.lake)
-    assert manifest.applied == (0, GENESIS)
-    manifest.close()
+    anew = Manifest.open(ledger.lake)
+    assert anew.applied == (0, GENESIS)
+    anew.close()
+
+
+def test_the_log_is_folded_into_the_file_beside_the_commits(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 10)
+
+    def folded() -> int:
+        """The commit that the file itself holds, without its log; 0 for none."""
+        with closing(Manifest.read_copy(ledger.lake.manifest_db)) as alone:
+            found = alone.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'")
+            return alone.applied[0] if found else 0
+
+    ledger.committed(verdict("j1", A))
+    assert folded() == 0
+    number = 1
+    while folded() == 0:
+        number += 1
+        assert number < 1000
+        ledger.committed(verdict(f"j{number}", facts(f"n{number}", number)))
+    assert ledger.manifest.applied[0] == number
+
+
+def test_a_manifest_that_was_deleted_is_not_begun_again_by_folding_it(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 1)
+    saved = ledger.lake.manifest_db.with_name("elsewhere")
+    ledger.lake.manifest_db.rename(saved)
+    ledger.committed(verdict("j", A))
+    ledger.manifest.close()
+    assert not ledger.lake.manifest_db.exists()
+    saved.rename(ledger.lake.manifest_db)
+    ledger.manifest = Manifest.open(ledger.lake)
 
 
 # ── what a record becomes ────────────────────────────────────────────────────────────────────────
