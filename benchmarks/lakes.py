@@ -15,10 +15,9 @@ from pydantic_core import to_json
 
 from benchmarks import inputs
 from bus import answers, disk
-from bus.catalog import Catalog
 from bus.frames import ParquetOptions, write_parquet
 from bus.hashing import content_hash, file_hash
-from bus.journal import GENESIS, Journal, in_chunks, reading_much
+from bus.journal import GENESIS, Journal
 from bus.lake import RECEIPT, VERDICT, Lake
 from bus.manifest import Manifest
 from bus.model import (
@@ -85,21 +84,6 @@ def catalogue(lake: Lake) -> None:
     settings = Settings.load(lake.root)
     with Writer.open(lake, settings, Registry.load(settings)) as writer:
         writer.rebuild(trees=False)
-
-
-def index(lake: Lake) -> None:
-    """Make manifest and catalog, in a third of the time: without links to 100,000 files."""
-    manifest = Manifest.begin(lake)
-    with reading_much():
-        for chunk in in_chunks(Journal(lake).after(0, GENESIS)):
-            manifest.apply(chunk)
-    manifest = manifest.finish(lake)
-    settings = Settings.load(lake.root)
-    catalog = Catalog.open(lake, settings, Registry.load(settings), manifest)
-    catalog.catch_up(manifest)
-    catalog.publish(lambda: True)
-    catalog.close()
-    manifest.close()
 
 
 def counted(lake: Lake) -> tuple[int, int]:

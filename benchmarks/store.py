@@ -1,4 +1,4 @@
-"""Questions to a store of 100,000 artifacts: one lake, made once, and a list of small measurements.
+"""Questions to a store of 100,000 artifacts: one lake, and a list of small measurements.
 
 Each measurement is a function that is given the workshop and the lake, and reports its own figures;
 it must leave the lake as it was for the next one. A new one goes into `_MEASUREMENTS`.
@@ -33,8 +33,7 @@ _OPEN_MS = 30.0
 def measure(shop: Workshop) -> None:
     """A lake of 100,000 artifacts of one kind, with names, keys and tags of their own."""
     artifacts = shop.size(100_000, 10_000)
-    lake = lakes.grown_lake(shop.room("store") / "lake", artifacts)
-    lakes.catalogue(lake)
+    lake = shop.lake_of(artifacts)
     for measurement in _MEASUREMENTS:
         measurement(shop, lake, artifacts)
 

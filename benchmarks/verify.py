@@ -71,9 +71,8 @@ def _of_small_objects(shop: Workshop) -> None:
 
 
 def _of_many_artifacts(shop: Workshop) -> None:
-    artifacts = shop.size(100_000, 5_000)
-    lake = lakes.grown_lake(shop.room("verify") / "lake", artifacts)
-    lakes.catalogue(lake)
+    artifacts = shop.size(100_000, 10_000)
+    lake = shop.lake_of(artifacts)
     lakes.answer(lake, documents=False)
     checkpoints.make(lake)
     quick = shop.plan(3).run({"quick": partial(_verify, lake, "quick")})

@@ -1,9 +1,9 @@
 """A reader in a process of its own: it says when a job's row was there, and its file readable.
 
-`python -m benchmarks.watcher LAKE` reads lines ``run_id rows`` and answers each with nanoseconds:
-when a snapshot, opened and queried anew, had the run's row, and the Parquet file at the row's path
-was opened and had that many rows; when that snapshot was published; and how long the same look took
-right after that through a DuckDB started for it alone, instead of one that stays (`Snapshots`).
+`python -m benchmarks.watcher LAKE [cold]` reads lines ``run_id rows`` and answers each with
+nanoseconds: when a snapshot, opened and queried anew, had the run's row, and the Parquet file at the
+row's path was opened and had that many rows; and when that snapshot was published. It looks through a
+DuckDB that stays (`Snapshots`), or, `cold`, through one started for each look.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -34,8 +35,9 @@ _QUERY = "SELECT canonical_path, rows FROM catalog.artifacts_f WHERE run_id = ?"
 class Watcher:
     """The process, seen from the producer's side."""
 
-    def __init__(self, lake: Lake) -> None:
+    def __init__(self, lake: Lake, *, cold: bool = False) -> None:
         command = [sys.executable, "-m", "benchmarks.watcher", str(lake.root)]
+        command += ["cold"] if cold else []
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -64,22 +66,21 @@ class Watcher:
         stream.write(f"{run_id} {rows}\n")
         stream.flush()
 
-    def seen_s(self) -> tuple[float, float, float]:
-        """When what was expected was seen, when the snapshot that shows it was published; a cold look.
+    def seen_s(self) -> tuple[float, float]:
+        """When what was expected was seen, and when the snapshot that shows it was published.
 
-        The first two as `time.time()`, the second only as exact as the file system's clock, some
-        milliseconds; the last in seconds.
+        Both as `time.time()`, the second only as exact as the file system's clock, some milliseconds.
         """
         stream = cast("IO[str]", self._child.stdout)
-        seen_ns, published_ns, cold_ns = map(int, stream.readline().split())
-        return seen_ns / 1e9, published_ns / 1e9, cold_ns / 1e9
+        seen_ns, published_ns = map(int, stream.readline().split())
+        return seen_ns / 1e9, published_ns / 1e9
 
 
 # ── the program ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _watch(lake: Lake) -> None:
-    snapshots = Snapshots(lake)
+def _watch(lake: Lake, *, cold: bool) -> None:
+    newest = partial(connect_snapshot, lake) if cold else Snapshots(lake).newest
     looked_at: tuple[int, int] | None = None  # it cannot hold what comes next
     for line in sys.stdin:
         run_id, rows = line.split()
@@ -88,17 +89,13 @@ def _watch(lake: Lake) -> None:
             published = _published(lake.catalog_db)
             if published is not None and published != looked_at:
                 looked_at = published
-                with snapshots.newest() as db:
+                with newest() as db:
                     if is_there(db, run_id, int(rows)):
                         break
             time.sleep(_POLL_S)
         else:
             raise SystemExit(f"run {run_id} was not seen in {_GIVE_UP_S:g} s")
-        seen_ns = time.time_ns()
-        with connect_snapshot(lake) as db:
-            assert is_there(db, run_id, int(rows))
-            cold_ns = time.time_ns() - seen_ns
-        print(seen_ns, published[1], cold_ns, flush=True)
+        print(time.time_ns(), published[1], flush=True)
 
 
 def _published(catalog: Path) -> tuple[int, int] | None:
@@ -116,4 +113,4 @@ def is_there(db: duckdb.DuckDBPyConnection, run_id: str, rows: int) -> bool:
 
 
 if __name__ == "__main__":
-    _watch(Lake(Path(sys.argv[1])))
+    _watch(Lake(Path(sys.argv[1])), cold="cold" in sys.argv[2:])

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import inputs
+from benchmarks import inputs, lakes
 from benchmarks.figures import Figure, Report
 from benchmarks.rounds import Patience, Plan, Rounds
+from bus.lake import Lake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,15 @@ class Workshop:
     def files(self, count: int) -> list[Path]:
         """Different Parquet files of 5,000 x 10, made once and shared by all measurements."""
         return inputs.make_files(self.folder / "pool", count)
+
+    def lake_of(self, artifacts: int) -> Lake:
+        """A lake of so many artifacts with every view, made once and shared by all measurements."""
+        root = self.folder / f"lake-of-{artifacts}"
+        if root.exists():
+            return Lake(root)
+        lake = lakes.grown_lake(root, artifacts)
+        lakes.catalogue(lake)
+        return lake
 
     def say(self, text: str) -> None:
         """A line of talk between the figures."""
