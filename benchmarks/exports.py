@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,17 +41,17 @@ def measure(shop: Workshop) -> None:
     side = lakes.new_lake(folder / "side")
     files = _alerts(folder / "files", jobs)
     job_ids = lakes.stage(side, list(lakes.each_alone(files)), "alerts", kind=_EXPORT)
-    with live_bus(lake) as bus, _counted(lake.export_path(_EXPORT)) as seen:
+    with live_bus(lake) as bus, _watched(lake.export_path(_EXPORT)) as seen:
         bus.warm_up(side, shop.files(8))
-        _settle(lambda: bool(seen.versions))
-        before = len(seen.versions)
+        _settle(lambda: seen.count() > 0)
+        before = seen.count()
         lakes.hand_over(side, lake, job_ids)
         begin_s = time.perf_counter()
         bus.ring_and_wait(job_ids)
         burst_s = time.perf_counter() - begin_s
         _settle(lambda: _rows_in(lake.export_path(_EXPORT)) == jobs * _ROWS)
         fresh_s = time.perf_counter() - begin_s - burst_s
-        rebuilds = len(seen.versions) - before
+        rebuilds = seen.count() - before
         rewrites = _rewrites_for_nothing(bus, shop, side, seen)
     remark = f"burst {burst_s:.1f} s, export complete {fresh_s:.1f} s later"
     shop.show("exports.rebuilds_in_a_burst", rebuilds, "rebuilds", at_most=10, remark=remark)
@@ -68,7 +68,7 @@ def _alerts(folder: Path, count: int) -> list[Path]:
 
 def _rewrites_for_nothing(bus: LiveBus, shop: Workshop, side: Lake, seen: _Seen) -> int:
     """Commit what the export does not read, until the exports' status covers it."""
-    before = len(seen.versions)
+    before = seen.count()
     status = bus.lake.export_status
     looked_at = status.stat().st_ino
     for number in range(_UNRELATED_JOBS):
@@ -76,35 +76,37 @@ def _rewrites_for_nothing(bus: LiveBus, shop: Workshop, side: Lake, seen: _Seen)
         lakes.hand_over(side, bus.lake, job_ids)
         bus.ring_and_wait(job_ids)
     _settle(lambda: status.stat().st_ino != looked_at)
-    return len(seen.versions) - before
+    return seen.count() - before
 
 
 @dataclass(slots=True)
 class _Seen:
-    """Every file that stood under a name: (inode, mtime)."""
+    """How often another file was found under a name."""
 
-    versions: list[tuple[int, int]] = field(default_factory=list)
+    path: Path
+    _files: int = 0
+    _newest: tuple[int, int] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, path: Path) -> None:
-        """Note the file that stands there now, if it is another one."""
-        try:
-            there = path.stat()
-        except FileNotFoundError:
-            return
-        version = (there.st_ino, there.st_mtime_ns)
-        if not self.versions or self.versions[-1] != version:
-            self.versions.append(version)
+    def count(self) -> int:
+        """Look at what stands there now, and say how many files there have been."""
+        with self._lock, suppress(FileNotFoundError):
+            there = self.path.stat()
+            if self._newest != (there.st_ino, there.st_mtime_ns):
+                self._newest = there.st_ino, there.st_mtime_ns
+                self._files += 1
+        return self._files
 
 
 @contextmanager
-def _counted(path: Path) -> Iterator[_Seen]:
+def _watched(path: Path) -> Iterator[_Seen]:
     """Watch a name for the length of a block."""
-    seen = _Seen()
+    seen = _Seen(path)
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(_LOOK_S):
-            seen.look(path)
+            seen.count()
 
     thread = threading.Thread(target=watch)
     thread.start()
