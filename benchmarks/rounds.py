@@ -7,6 +7,7 @@ repeated, a bounded number of times; what is reported is the median over the rou
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ class Plan:
 
     def run(self, sides: Mapping[str, Callable[[Lap], None]]) -> Rounds:
         """Interleave the sides until enough rounds were clean, or tries or patience are used up."""
+        os.sync()  # what preparing has left to be written is not written while we measure
         clean: list[dict[str, Lap]] = []
         noisy: list[dict[str, Lap]] = []
         for number in range(self.wanted * _TRIES_PER_ROUND):

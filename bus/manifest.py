@@ -33,9 +33,11 @@ log = structlog.get_logger("bus.manifest")
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
 SCHEMA_VERSION = 12
 
-#: SQLite's log is folded into the file when so many rows are new; one takes about a page of it. A
-#: commit does so itself, and waits, only when the log has grown to so many pages all the same.
-_FOLD_ROWS, _FOLD_PAGES_AT_LAST = 4_000, 16_000
+#: SQLite's log is folded into the file when that many rows are new (each takes about a page of it),
+#: later in a large file, whose pages are then written once for several rows. A commit does so itself,
+#: and waits, only when the log has grown to so many pages all the same.
+_FOLD_ROWS, _FOLD_ROWS_AT_MOST, _FOLD_PAGES_AT_LAST = 4_000, 16_000, 64_000
+_FOLD_SHARE, _PAGE_BYTES = 1 / 8, 4096
 
 
 #: Where the first page tells how the file is written and read, and the highest that there is.
@@ -351,21 +353,27 @@ class _Folder:
     """Folds the log into the file beside the writer's work: commits do not wait for its syncs."""
 
     def __init__(self, path: Path) -> None:
-        self._uri = f"file:{quote(str(path))}?mode=rw"  # one that was deleted is not made anew
+        self._path = path
         self._folded_rows = 0
         self._thread: threading.Thread | None = None
 
     def look(self, rows: int) -> None:
         """Begin if enough of these rows, ever written, are new, and nothing is being folded."""
+        new = rows - self._folded_rows
         at_work = self._thread is not None and self._thread.is_alive()
-        if rows - self._folded_rows >= _FOLD_ROWS and not at_work:
+        if new >= _FOLD_ROWS and new >= self._enough() and not at_work:
             self._folded_rows = rows
             self._thread = threading.Thread(target=self._fold, name="manifest-fold")
             self._thread.start()
 
+    def _enough(self) -> float:
+        pages = disk.size_of(self._path) / _PAGE_BYTES
+        return min(pages * _FOLD_SHARE, _FOLD_ROWS_AT_MOST)
+
     def _fold(self) -> None:
+        uri = f"file:{quote(str(self._path))}?mode=rw"  # one that was deleted is not made anew
         try:
-            with closing(sqlite3.connect(self._uri, uri=True)) as db:
+            with closing(sqlite3.connect(uri, uri=True)) as db:
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.DatabaseError as error:  # nothing is lost, and who meets it next will say so
             log.warning("manifest_not_folded", reason=str(error))
