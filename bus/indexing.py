@@ -72,8 +72,8 @@ class Applier:
         self._insert(self._rows)
         self._insert(self._facts)
         if self._edges:  # after the artifacts that they join
-            ends = ((artifact_id,) for edge in self._edges for artifact_id in edge[:2])
-            self._db.executemany(statement("add_node"), ends)
+            ends = dict.fromkeys(end for edge in self._edges for end in edge[:2])
+            self._db.executemany(statement("add_node"), ((end,) for end in ends))
             self._db.executemany(statement("add_edge"), self._edges)
             self._edges.clear()
 
