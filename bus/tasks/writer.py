@@ -30,7 +30,7 @@ from bus.app import (
     stopping,
 )
 from bus.errors import LakeBusy
-from bus.process import end_process
+from bus.process import end_process, settle_heap
 
 if TYPE_CHECKING:
     import subprocess
@@ -69,6 +69,7 @@ def _writer() -> Writer | None:
             registry = Registry.load(settings())
             writer = Writer.open(lake(), settings(), registry, announce=_announce, wait_s=_SAY_SO_S)
             _held.append(writer)
+            settle_heap()
             for found in contract_problems(lake(), registry):
                 log.warning("%s at %s: %s", found.code, found.where, found.message)
         except LakeBusy:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -261,6 +262,21 @@ def test_a_child_judges_like_the_pools_process(lake: Lake) -> None:
     assert there.verdict.model_dump(exclude=differ) == here.verdict.model_dump(exclude=differ)
     assert there.files == here.files
     assert list(lake.run.iterdir()) == [], "the room for a sort is gone"
+
+
+def test_a_later_verdict_has_a_later_id(lake: Lake) -> None:
+    path = put_job(lake, "job")
+    settings = Settings(lake=lake.root)
+    begin_ms = time.time_ns() // 1_000_000
+    ids = []
+    for _ in range(3):
+        ids.append(uuid.UUID(judge(path, lake, settings, registry()).verdict.verdict_id))
+        time.sleep(0.002)  # the clock of the ids ticks in milliseconds
+    end_ms = time.time_ns() // 1_000_000
+
+    assert sorted(set(ids)) == ids
+    assert {(found.version, found.variant) for found in ids} == {(7, uuid.RFC_4122)}
+    assert all(begin_ms <= found.int >> 80 <= end_ms for found in ids)
 
 
 def test_nested_tables_pass_through_the_intake(lake: Lake) -> None:
