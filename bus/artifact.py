@@ -224,5 +224,8 @@ class Artifacts(Sequence[Artifact], Readable):
 
 def _some(parts: Sequence[Artifact]) -> Sequence[Artifact]:
     if not parts:
-        raise NotFound("nothing was found, so there is no table", hint="Ask for less at once.")
+        raise NotFound(
+            "nothing was found, so there is no table",
+            hint="Look at the kind and the tags; ask for less at once.",
+        )
     return parts

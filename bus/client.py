@@ -417,7 +417,7 @@ class Job:
         while (answer := self.answer()) is None:
             left_s = _FOREVER_S if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
-                message = f"job {self.job_id} is {self.status} after {timeout_s:g} s"
+                message = f"job {self.job_id} is {self.status} after {timeout_s:g} s in {self.bus.lake.root}"
                 raise WaitTimeout(message, where=self.job_id)
             try:
                 heard = self.bus.broker.await_answer(self.job_id, left_s)

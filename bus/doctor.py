@@ -19,11 +19,12 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bus import disk
-from bus.broker import address, connect
+from bus.broker import address, connect, endpoint
 from bus.errors import BusError, Code
 from bus.lake import COMMIT
 from bus.migrations import contract_problems
@@ -341,6 +342,19 @@ def _redis_skew_s(settings: Settings) -> float:
     return skew_s
 
 
+def _settings_file(lake: Lake, settings: Settings) -> Finding:
+    """Processes read it when they start: what was written later holds for clients only."""
+    path, running = settings.config_path, endpoint(lake)
+    if path is None:
+        return Finding("settings", "ok", "no bus.toml: defaults, variables and arguments")
+    if running is not None:
+        since_s = datetime.fromisoformat(running.started_at_utc).timestamp()
+        if path.stat().st_mtime > since_s:
+            hint = "Restart the bus: its processes read settings and contracts when they start."
+            return Finding("settings", "odd", f"{path} was changed after the bus started", hint)
+    return Finding("settings", "ok", str(path))
+
+
 def _redis(lake: Lake, settings: Settings) -> Finding:
     where = address(settings, lake)
     if where is None:
@@ -405,6 +419,7 @@ _CHECKS: tuple[Callable[[Lake, Settings], Finding], ...] = (
     _permissions,
     _room,
     _clock,
+    _settings_file,
     _redis,
     _job_directories,
     _contracts,

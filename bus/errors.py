@@ -144,7 +144,7 @@ _CATALOGUE: dict[Code, tuple[str, str]] = {
     Code.E111: ("job has nothing to do", "List at least one artifact or one mutation."),
     Code.E112: (
         "COMMIT does not fit the manifest",
-        "Write COMMIT last, with the SHA-256 of the final manifest.json, or leave it empty.",
+        "Create COMMIT last, and empty: nothing needs to stand in it.",
     ),
     # E2xx: the contract of a kind
     Code.E201: (
@@ -174,7 +174,10 @@ _CATALOGUE: dict[Code, tuple[str, str]] = {
         'Declare a migration in the new version: migrate_from_v1 = "SELECT … FROM old".',
     ),
     # E3xx: integrity of the bytes
-    Code.E301: ("file missing", "Put the file into the job directory, under the listed relpath."),
+    Code.E301: (
+        "file missing",
+        "Correct the path; in a job directory, the file lies under its relpath.",
+    ),
     Code.E302: ("not a regular file", "Write plain files: no links, directories, FIFOs, devices."),
     Code.E303: (
         "the validator could not survive this file",
@@ -289,7 +292,10 @@ class BusError(Exception):
 
     def __str__(self) -> str:
         place = f" at {self.where}" if self.where else ""
-        return f"{self.code}{place}: {self.message} ({self.hint})"
+        more = (
+            f", and {len(self.problems) - 1} more in `problems`" if len(self.problems) > 1 else ""
+        )
+        return f"{self.code}{place}: {self.message} ({self.hint}){more}"
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form that ``--json`` prints."""

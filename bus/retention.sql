@@ -48,8 +48,8 @@ own AS MATERIALIZED (
            WHEN alias IS NOT NULL THEN 'aliased'
            WHEN pin IS NOT NULL THEN 'pinned'
            WHEN purged THEN NULL
-           WHEN max(coalesce(tombstoned_at, ''), coalesce(superseded_at, '')) > :young THEN 'lately'
            WHEN tombstoned_at IS NULL AND p.kind IS NULL THEN 'no policy'
+           WHEN max(coalesce(tombstoned_at, ''), coalesce(superseded_at, '')) > :young THEN 'lately'
            WHEN tombstoned_at IS NULL AND v.place <= p.keep_last THEN 'keep_last'
            WHEN julianday(:now) - julianday(max(coalesce(tombstoned_at, ''),
                                                 coalesce(superseded_at, ''))) < p.keep_days

@@ -1,4 +1,4 @@
-"""The runbook's paragraph on each error code, for `bus explain`.
+"""The runbook's paragraphs on error codes and warnings, for `bus explain`.
 
 The one source is ops/RUNBOOK.md: a checkout is read there, an installed package brings a copy.
 """
@@ -9,17 +9,22 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from bus.errors import Code
+from bus.errors import Code
 
-_HEADING = re.compile(r"^### (E\d{3})\b[^\n]*\n(.*?)(?=^#{1,3} |\Z)", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(
+    r"^### (E\d{3}|[a-z_]+)\b[^\n]*\n(.*?)(?=^#{1,3} |\Z)", re.MULTILINE | re.DOTALL
+)
 
 
 def paragraph(code: Code) -> str:
     """What the code means, how it looks, what to do: Markdown; the hint when nothing is written."""
     return _paragraphs().get(code) or code.hint
+
+
+def on_warning(name: str) -> str | None:
+    """The same of a warning in a receipt, by its name; None where there is none of that name."""
+    return None if name in set(Code) else _paragraphs().get(name)
 
 
 @cache

@@ -23,8 +23,10 @@ identity only if its types stay.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import replace
+from functools import lru_cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["Check", "Checker", "Column", "Registry", "Spec"]
 
 ENTRY_POINTS = "artifact_bus.specs"
+#: How much of a name must be the same for a hint (of 1, as difflib counts).
+_NEAR = 0.8
 _VERSION_TABLE = re.compile(r"v([1-9]\d*)")
 _MIGRATION = re.compile(r"migrate_from_v([1-9]\d*)")
 
@@ -108,8 +112,18 @@ class Registry:
         """Every kind that is known, open ones included."""
         return sorted({kind for kind, _ in self._specs} | self._open)
 
+    def near(self, kind: str) -> str | None:
+        """The known kind that was probably meant by one that is not known."""
+        return _near(kind, tuple(self.kinds()))
+
     def __iter__(self) -> Iterator[Spec]:
         return (self._specs[key] for key in sorted(self._specs))
+
+
+@lru_cache(maxsize=1024)
+def _near(kind: str, known: tuple[str, ...]) -> str | None:
+    found = difflib.get_close_matches(kind, known, n=1, cutoff=_NEAR)
+    return found[0] if found else None
 
 
 # ── declarations ──────────────────────────────────────────────────────────────────────────────

@@ -334,6 +334,10 @@ class _Court:
         if len(self._problems) == before:
             self._files.append(file)
             facts = _facts(manifest, entry, spec, file, table)
+            if spec is None:
+                near = self._registry.near(kind)
+                meant = f": did you mean {near!r}?" if near else ""
+                facts.warnings.insert(0, f"generic_kind{meant}")
             if unreadable := self._unreadable.get(entry.relpath):
                 facts.warnings.append(unreadable)
             self._facts.append(facts)
@@ -348,7 +352,9 @@ class _Court:
             found = f"{message}, not {entry.schema_version}"
             yield problem(Code.E207, f"{place}.schema_version", found)
         elif spec is None and self._settings.strict_kinds:
-            yield problem(Code.E201, f"{place}.kind", f"no contract for kind {kind!r}")
+            near = self._registry.near(kind)
+            hint = f"Did you mean {near!r}? {Code.E201.hint}" if near else None
+            yield problem(Code.E201, f"{place}.kind", f"no contract for kind {kind!r}", hint)
         elif spec is not None:
             yield from spec.undeclared(entry.inputs, place)
 
@@ -555,15 +561,11 @@ def _facts(
         supersedes=entry.supersedes,
         generic=spec is None,
         contract="" if spec is None or spec.open else spec.fingerprint,
-        warnings=list(_artifact_warnings(kind, entry, spec, table)),
+        warnings=list(_artifact_warnings(kind, entry, table)),
     )
 
 
-def _artifact_warnings(
-    kind: str, entry: ArtifactEntry, spec: Spec | None, table: TableFacts
-) -> Iterator[str]:
-    if spec is None:
-        yield "generic_kind"
+def _artifact_warnings(kind: str, entry: ArtifactEntry, table: TableFacts) -> Iterator[str]:
     if table.content_hash is None:
         yield "unhashable_type"
     hint = entry.schema_hint or ""

@@ -1,6 +1,7 @@
 // A TypeScript producer: makes candles, hands them in, and prints where they lie.
 //
-// node examples/producer.mts [LAKE]     (Node 22.18 or newer; before that: npx tsx examples/producer.mts)
+// Copy it into a project that has the package (README, "TypeScript"), then:
+// node producer.mts [LAKE]     (Node 22.18 or newer; before that: npx tsx producer.mts)
 
 import { type Row, submitArtifact } from "artifact-bus";
 

@@ -7,6 +7,7 @@ file=$2
 job=$(date -u +%Y-%m-%dT%H-%M-%SZ)__shell-example__$$
 directory=$lake/bus/inbox/$job
 
+test -f "$file"
 mkdir "$directory"
 cp "$file" "$directory/candles.parquet"
 cat > "$directory/manifest.json" <<EOF

@@ -41,7 +41,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "metrics": ("state", "Print the status as metrics, in Prometheus' text format."),
         "jobs": ("jobs", "List jobs, those on their way first, then the newest."),
         "rejected": ("jobs", "Show why jobs were rejected and where their files lie."),
-        "explain": ("state", "Explain an error code, as the runbook does."),
+        "explain": (
+            "state",
+            "Explain an error code, or a warning of a receipt, as the runbook does.",
+        ),
         "doctor": ("state", "Check that this machine and this lake are fit for a bus."),
     },
     "Say something of artifacts": {

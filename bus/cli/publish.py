@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bus.cli.options import HERE, Everywhere, Many, Switch
-from bus.cli.output import Facts, Line, Part, Reply
+from bus.cli.output import Block, Facts, Line, Part, Reply
 from bus.cli.submit import json_object, pairs_of
 from bus.errors import Code, Refused
 
@@ -148,6 +148,8 @@ def publish_csv(
 
     def text() -> Iterable[Part]:
         yield Facts(f"{artifact_type} {logical_key}", data)
+        if artifact.warnings:
+            yield Block("warnings", artifact.warnings)
 
     return Reply(data, text)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bus.lake import Lake
     from bus.settings import Settings
+    from bus.specs import Registry
 
 
 def runs(
@@ -189,7 +190,7 @@ def _show_kind(kind: str, version: int | None, settings: Settings) -> Reply:
     specs = [registry.find(kind, v) for v in (versions or [version or 1])]
     found = [s for s in specs if s is not None and version in {None, s.version}]
     if not found:
-        raise _no_such_kind(kind, registry.kinds())
+        raise _no_such_kind(kind, version, registry)
 
     def text() -> Iterable[Part]:
         for spec in found:
@@ -198,13 +199,16 @@ def _show_kind(kind: str, version: int | None, settings: Settings) -> Reply:
     return Reply([_spec_facts(spec) for spec in found], text)
 
 
-def _no_such_kind(kind: str, known: list[str]) -> NotFound:
-    from difflib import get_close_matches
-
-    near = get_close_matches(kind, known, n=1)
-    meant = f"Did you mean {near[0]!r}? " if near else ""
-    hint = f"{meant}Declared kinds: {', '.join(known)}."
-    return NotFound(f"no contract of kind {kind!r} in that version", where="--kind", hint=hint)
+def _no_such_kind(kind: str, version: int | None, registry: Registry) -> NotFound:
+    if versions := registry.versions(kind):
+        message = f"no contract of kind {kind!r} in version {version}"
+        hint = f"Declared versions: {', '.join(map(str, versions))}."
+    else:
+        near = registry.near(kind)
+        message = f"no contract of kind {kind!r}"
+        meant = f"Did you mean {near!r}? " if near else ""
+        hint = f"{meant}Declared kinds: {', '.join(registry.kinds())}."
+    return NotFound(message, where="--kind", hint=hint)
 
 
 def _spec_facts(spec: Any) -> dict[str, Any]:

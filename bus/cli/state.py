@@ -202,27 +202,31 @@ def _settings(chosen: Any) -> Reply:
 
 
 def explain(code: str | None = None, /, *, everywhere: Everywhere = HERE) -> Reply:
-    """Explain an error code, as the runbook does.
+    """Explain an error code, or a warning of a receipt, as the runbook does.
 
-    Without a code it lists all of them.
+    Without either it lists all codes.
 
     For example:
 
         bus explain E202
+        bus explain generic_kind
         bus explain --json
 
     Parameters
     ----------
     code
-        Such as E202.
+        Such as E202, or a warning's name.
     """
-    from bus.runbook import paragraph
+    from bus.runbook import on_warning, paragraph
 
     del everywhere  # the same in every lake
     if code is None:
         listed = [{"code": str(c), "title": c.label, "hint": c.hint} for c in Code]
         rows = [(c["code"], c["title"], c["hint"]) for c in listed]
         return Reply(listed, lambda: [Table(("code", "title", "what to do"), rows)])
+    if warned := on_warning(code):
+        told = {"warning": code, "text": warned}
+        return Reply(told, lambda: [Block(code, warned.splitlines(), "heading")])
     known = _code(code)
     text = paragraph(known)
     data = {"code": str(known), "title": known.label, "hint": known.hint, "text": text}

@@ -36,6 +36,9 @@ def read_csv(path: Path, spec: Spec | None = None) -> pa.RecordBatchReader:
     E301, E302 where there is no file.
     """
     SourceFile(path)
+    if _is_parquet(path):
+        hint = "Hand it in as it is: `bus submit FILE.parquet --kind KIND`."
+        raise Refused("a Parquet file, not CSV", code=Code.E601, where=str(path), hint=hint)
     types = {column.name: column.type for column in spec.columns} if spec else {}
     options = {
         # One thread: pyarrow tells the row of a bad cell only then.
@@ -51,6 +54,11 @@ def read_csv(path: Path, spec: Spec | None = None) -> pa.RecordBatchReader:
         raise _refused(path, error, _header(path)) from None
     names = reader.schema.names
     return pa.RecordBatchReader.from_batches(reader.schema, _told(reader, path, names))
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _told(reader: pc.CSVStreamingReader, path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bus.columns import Column
@@ -72,6 +73,14 @@ def test_a_bad_cell_far_down_is_named_by_its_line(tmp_path: Path) -> None:
     path = written(tmp_path, "ts,price,token\n" + good * 200_000 + "2026-01-08T05:12:33Z,?,a\n")
     with pytest.raises(Refused, match="200002:price"):
         read_csv(path, SPEC).read_all()
+
+
+def test_a_parquet_file_is_told_from_csv(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    pq.write_table(pa.table({"n": [1]}), path)
+    with pytest.raises(Refused, match="a Parquet file, not CSV") as refused:
+        read_csv(path)
+    assert "bus submit" in refused.value.hint
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -43,7 +44,7 @@ def test_this_machine_is_fit_and_a_missing_lake_is_made(lake: Lake) -> None:
     assert [f for f in found.values() if f.grade == "bad"] == []
     assert set(found) == {
         *("versions", "file system", "link and rename", "locks", "fsync", "permissions", "room"),
-        *("clock", "redis", "job directories", "contracts"),
+        *("clock", "settings", "redis", "job directories", "contracts"),
     }
     assert lake.inbox.is_dir()
 
@@ -58,6 +59,28 @@ def test_every_finding_that_is_not_ok_says_what_to_do(lake: Lake) -> None:
     for found in examined(lake).values():
         assert found.saw
         assert (found.hint == "") is (found.grade == "ok")
+
+
+def test_a_bus_that_is_older_than_its_settings_is_odd(lake: Lake) -> None:
+    lake.create()
+    config = lake.root / "bus.toml"
+    config.write_text("strict_kinds = true\n")
+    settings = Settings.load(lake=lake.root)
+    assert settings.config_path == config
+
+    def seen() -> Finding:
+        return next(f for f in examine(lake, settings) if f.check == "settings")
+
+    def started(moment_s: float) -> None:
+        at = datetime.fromtimestamp(moment_s, UTC).isoformat()
+        write_endpoint(lake, Endpoint("redis://127.0.0.1:1/0", "", os.getpid(), at))
+
+    assert seen().grade == "ok"  # no bus runs
+    written_s = config.stat().st_mtime
+    started(written_s + 1)
+    assert seen().grade == "ok"
+    started(written_s - 1)
+    assert (seen().grade, "bus.toml was changed" in seen().saw) == ("odd", True)
 
 
 def put_job_without_commit(lake: Lake) -> None:

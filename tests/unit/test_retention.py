@@ -121,6 +121,8 @@ def test_without_a_policy_only_what_was_tombstoned_may_go(pipe: Pipeline) -> Non
     found = objects(plan(pipe))
     assert {a: p.goes for a, p in found.items()} == {old: False, wrong: True}
     assert found[old].why == "superseded, and its kind has no policy"
+    lately = objects(retention.plan(pipe.lake, pipe.settings))
+    assert lately[old].why == found[old].why, "time alone would not make it go"
     assert found[wrong].why == "tombstoned"
     assert found[wrong].because == "tombstoned: wrong"
     assert found[wrong].name == f"{KIND} other"

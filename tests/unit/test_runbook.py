@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 
 from bus import runbook
 from bus.errors import Code
+from bus.model import DUCKDB_UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,15 @@ def test_without_any_the_hint_must_do(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
     monkeypatch.setattr(runbook, "_of_a_checkout", lambda: tmp_path / "none")
     assert runbook.paragraph(Code.E202) == Code.E202.hint
+
+
+def test_every_warning_of_a_table_or_a_job_has_a_paragraph_and_the_other_way_round() -> None:
+    sources = [(REPOSITORY / "bus" / name).read_text() for name in ("validation.py", "remarks.py")]
+    yielded = {name for text in sources for name in re.findall(r'yield f?"([a-z_]+)[:"]', text)}
+    told = {name for name in runbook._paragraphs() if name not in set(Code)}
+    assert told == {*yielded, "generic_kind", DUCKDB_UNREADABLE}
+    assert all(runbook.on_warning(name) for name in told)
+    assert runbook.on_warning("E202") is None
 
 
 def test_a_paragraph_ends_where_the_next_heading_begins() -> None:

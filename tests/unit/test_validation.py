@@ -264,6 +264,18 @@ def test_a_child_judges_like_the_pools_process(lake: Lake) -> None:
     assert list(lake.run.iterdir()) == [], "the room for a sort is gone"
 
 
+def test_of_a_kind_that_is_not_known_the_one_that_was_meant_is_told(lake: Lake) -> None:
+    manifest = manifest_of("job", ["a0.parquet"], kind="ticksy")
+    path = put_job(lake, "job", manifest=manifest)
+    known = registry()
+
+    free = judge(path, lake, Settings(lake=lake.root), known).verdict
+    strict = judge(path, lake, Settings(lake=lake.root, strict_kinds=True), known).verdict
+
+    assert free.artifacts[0].warnings == ["generic_kind: did you mean 'ticks'?"]
+    assert (codes(strict), strict.problems[0].hint[:20]) == (["E201"], "Did you mean 'ticks'")
+
+
 def test_a_later_verdict_has_a_later_id(lake: Lake) -> None:
     path = put_job(lake, "job")
     settings = Settings(lake=lake.root)

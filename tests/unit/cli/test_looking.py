@@ -183,6 +183,13 @@ def test_every_code_is_explained_with_more_than_its_hint(
     assert "### " not in found["text"]
 
 
+def test_a_warning_is_explained_by_its_name(bus: Callable[..., Said]) -> None:
+    found = bus("explain", "generic_kind", "--json").json
+    assert found["warning"] == "generic_kind"
+    assert "strict_kinds" in found["text"]
+    assert "No contract is declared" in bus("explain", "generic_kind").out
+
+
 def test_without_a_runbook_explain_falls_back_to_the_hint(
     bus: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:

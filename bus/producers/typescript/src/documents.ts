@@ -280,7 +280,7 @@ export const codes: Record<ErrorCode, { label: string; hint: string }> = {
   },
   "E112": {
     "label": "COMMIT does not fit the manifest",
-    "hint": "Write COMMIT last, with the SHA-256 of the final manifest.json, or leave it empty."
+    "hint": "Create COMMIT last, and empty: nothing needs to stand in it."
   },
   "E201": {
     "label": "unknown kind",
@@ -328,7 +328,7 @@ export const codes: Record<ErrorCode, { label: string; hint: string }> = {
   },
   "E301": {
     "label": "file missing",
-    "hint": "Put the file into the job directory, under the listed relpath."
+    "hint": "Correct the path; in a job directory, the file lies under its relpath."
   },
   "E302": {
     "label": "not a regular file",

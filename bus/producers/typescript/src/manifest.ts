@@ -166,5 +166,6 @@ export function decode(data: Uint8Array): JobManifest | undefined {
 export function checkedId(id: string, where: string): string {
   const pattern = schemas.JobManifest.properties.job_id.pattern;
   if (typeof id === "string" && new RegExp(pattern).test(id) && !id.includes("\n")) return id;
-  throw new BusError(problem("E104", where, `${JSON.stringify(String(id).slice(0, 160))} is not an identifier`));
+  const what = id === undefined ? "nothing was given" : `${JSON.stringify(String(id).slice(0, 160))} is not an identifier`;
+  throw new BusError(problem("E104", where, what));
 }
