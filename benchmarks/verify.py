@@ -72,7 +72,9 @@ def _of_small_objects(shop: Workshop) -> None:
 
 def _of_many_artifacts(shop: Workshop) -> None:
     artifacts = shop.size(100_000, 10_000)
-    lake = shop.lake_of(artifacts)
+    lake = shop.lake_of(
+        artifacts
+    )  # of the measurements that share it, the last: it is changed here
     lakes.answer(lake, documents=False)
     checkpoints.make(lake)
     quick = shop.plan(3).run({"quick": partial(_verify, lake, "quick")})

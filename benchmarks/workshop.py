@@ -57,10 +57,13 @@ class Workshop:
     def lake_of(self, artifacts: int) -> Lake:
         """A lake of so many artifacts with every view, made once and shared by all measurements."""
         root = self.folder / f"lake-of-{artifacts}"
-        if root.exists():
+        complete = root.with_suffix(".complete")
+        if complete.exists():
             return Lake(root)
+        shutil.rmtree(root, ignore_errors=True)  # of a measurement that failed while it made it
         lake = lakes.grown_lake(root, artifacts)
         lakes.catalogue(lake)
+        complete.touch()
         return lake
 
     def say(self, text: str) -> None:

@@ -9,6 +9,7 @@ moves to it.
 
 from __future__ import annotations
 
+import gc
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def measure(shop: Workshop) -> None:
                 bench.drain(bench.prepare())
             grown[name] = partial(_drained, bench)
         growth = shop.plan(15).run(grown)
+    gc.unfreeze()
     shop.show(
         "writer_alone.of_limit",
         of_limit.ratio("bare", "plain"),

@@ -33,9 +33,9 @@ log = structlog.get_logger("bus.manifest")
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
 SCHEMA_VERSION = 12
 
-#: SQLite's log is folded into the file when that many rows are new (each takes about a page of it),
-#: later in a large file, whose pages are then written once for several rows. A commit does so itself,
-#: and waits, only when the log has grown to so many pages all the same.
+#: SQLite's log is folded into the file when that many rows are new (each takes at most about a page
+#: of it), later in a large file, whose pages are then written once for several rows. Of a log that
+#: has grown to so many pages all the same, a commit waits for the end, so that it begins anew.
 _FOLD_ROWS, _FOLD_ROWS_AT_MOST, _FOLD_PAGES_AT_LAST = 4_000, 16_000, 64_000
 _FOLD_SHARE, _PAGE_BYTES = 1 / 8, 4096
 
@@ -104,7 +104,7 @@ class Manifest:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # a lost tail comes from the journal
             self._db.execute("PRAGMA cache_size = -65536")
-            self._db.execute(f"PRAGMA wal_autocheckpoint = {_FOLD_PAGES_AT_LAST}")
+            self._db.execute("PRAGMA wal_autocheckpoint = 0")  # see `_Folder`
             if not self.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
                 self._create(lake)
 
@@ -318,6 +318,7 @@ class Manifest:
 
         Raises `StaleManifestError` when one does not follow what is applied.
         """
+        folder = self._folder if self._folder is not None and self._folder.is_idle else None
         with _told_broken():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -332,8 +333,8 @@ class Manifest:
                 if self._db.in_transaction:  # on a full disk SQLite may have rolled back itself
                     self._db.execute("ROLLBACK")
                 raise
-        if self._folder is not None:
-            self._folder.look(self._db.total_changes)
+        if folder is not None:
+            folder.look(self._db.total_changes)
 
     def note_progress(self, progress: Mapping[str, int]) -> None:
         """Remember how far views have come (not truth: a lost note only repeats work)."""
@@ -350,33 +351,48 @@ class Manifest:
 
 
 class _Folder:
-    """Folds the log into the file beside the writer's work: commits do not wait for its syncs."""
+    """Folds the log into the file beside the writer's work: commits do not wait for its syncs.
+
+    Before 3.51.3, SQLite may leave commits out of the file for good when its log begins anew just as
+    something begins to fold a log that is folded already (sqlite.org/wal.html, "The WAL Reset Bug").
+    So nothing else folds, and this begins only when the newest commit cannot have been folded yet.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._folded_rows = 0
+        self._rows = 0
+        self._pages = 0
         self._thread: threading.Thread | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being folded: what is committed from now on is not, until `look`."""
+        return self._thread is None or not self._thread.is_alive()
+
     def look(self, rows: int) -> None:
-        """Begin if enough of these rows, ever written, are new, and nothing is being folded."""
-        new = rows - self._folded_rows
-        at_work = self._thread is not None and self._thread.is_alive()
-        if new >= _FOLD_ROWS and new >= self._enough() and not at_work:
-            self._folded_rows = rows
-            self._thread = threading.Thread(target=self._fold, name="manifest-fold")
-            self._thread.start()
+        """Begin if enough of these rows, ever written, are new. It was idle when a commit began."""
+        new = rows - self._rows
+        if new < _FOLD_ROWS or new < self._enough():
+            return
+        self._thread = threading.Thread(target=self._fold, args=[rows], name="manifest-fold")
+        self._thread.start()
+        if self._pages >= _FOLD_PAGES_AT_LAST:
+            self._thread.join()
 
     def _enough(self) -> float:
         pages = disk.size_of(self._path) / _PAGE_BYTES
         return min(pages * _FOLD_SHARE, _FOLD_ROWS_AT_MOST)
 
-    def _fold(self) -> None:
+    def _fold(self, rows: int) -> None:
         uri = f"file:{quote(str(self._path))}?mode=rw"  # one that was deleted is not made anew
         try:
             with closing(sqlite3.connect(uri, uri=True)) as db:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                ((_, self._pages, folded),) = db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.DatabaseError as error:  # nothing is lost, and who meets it next will say so
             log.warning("manifest_not_folded", reason=str(error))
+            return
+        if folded == self._pages:  # else somebody reads what was there before
+            self._rows = rows
 
     def close(self) -> None:
         """Wait for what is being done."""

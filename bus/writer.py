@@ -58,7 +58,7 @@ _BATCH_MAX_ARTIFACTS = 5_000
 _TREE_STEPS = 50
 _LOCK_POLL_S = 0.2
 _READY_POLL_S = 0.004
-_LINGER_POLL_S = 0.001
+_LINGER_POLL_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from bus.model import JobState
 from bus.settings import Settings
 from bus.supervisor import processes, valkey
 from bus.tasks import ingest
-from bus.tasks.notify import BadEntryError, job_id_of
+from bus.tasks.notify import BadEntryError, Pump, job_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,6 +175,38 @@ def test_anything_else_says_why_not(entry: bytes) -> None:
     with pytest.raises(BadEntryError) as caught:
         job_id_of(entry)
     assert 0 < len(str(caught.value)) < 400
+
+
+class _Entries:
+    """Notifications that lie there already."""
+
+    def __init__(self, *entries: bytes) -> None:
+        self._entries = list(entries)
+        self.bad: list[bytes] = []
+
+    def take(self) -> tuple[list[bytes], int]:
+        return self._entries, 0
+
+    def settle(self, entries: list[bytes], bad: list[tuple[bytes, str]]) -> None:
+        assert entries == self._entries
+        self.bad = [entry for entry, _ in bad]
+
+
+def test_the_writer_is_woken_with_the_validators_once_for_all_that_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung: list[str] = []
+    monkeypatch.setattr(app, "send", lambda _task, job_id: rung.append(job_id))
+    monkeypatch.setattr(app, "ring_writer", lambda: rung.append("writer"))
+    pump = Pump(Settings(lake=tmp_path, workers=4), WHERE, threading.Event())
+
+    came = _Entries(b"job-1", b"[]", b"job-2", b"job-1")
+    pump._move(came)  # type: ignore[arg-type]
+    assert (rung, came.bad) == (["job-1", "job-2", "writer"], [b"[]"])
+
+    rung.clear()
+    pump._move(_Entries(b"[]"))  # type: ignore[arg-type]
+    assert rung == []
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────

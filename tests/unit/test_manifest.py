@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
+import threading
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ from bus.manifest import BrokenManifestError, Manifest, StaleManifestError
 from bus.model import Alias, JobRecord, Outcome, Pin, Tag, Tombstone, Unpin, Untag
 from tests.ledger import Ledger, dump
 from tests.pipeline import facts, id_of, verdict
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,10 +128,11 @@ def test_a_write_ahead_log_without_its_database_is_not_replayed_into_a_new_one(
 def test_the_log_is_folded_into_the_file_beside_the_commits(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "_FOLD_ROWS", 10)
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 100)
 
     def folded() -> int:
         """The commit that the file itself holds, without its log; 0 for none."""
+        wait_until(lambda: not _folding(), what="the end of folding")
         with closing(Manifest.read_copy(ledger.lake.manifest_db)) as alone:
             found = alone.rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'")
             return alone.applied[0] if found else 0
@@ -140,6 +145,88 @@ def test_the_log_is_folded_into_the_file_beside_the_commits(
         assert number < 1000
         ledger.committed(verdict(f"j{number}", facts(f"n{number}", number)))
     assert ledger.manifest.applied[0] == number
+
+
+def test_folding_begins_only_on_what_is_not_folded(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 1)
+    monkeypatch.setattr(manifest, "_FOLD_SHARE", 0)
+    begun, fold = [], manifest._Folder._fold
+
+    def told(folder: manifest._Folder, rows: int) -> None:
+        """SQLite's index of the log: how many pages it has, and how many of them are folded."""
+        shared = ledger.lake.manifest_db.with_name("manifest.sqlite-shm").read_bytes()
+        begun.append((*struct.unpack_from("=I", shared, 16), *struct.unpack_from("=I", shared, 96)))
+        fold(folder, rows)
+
+    monkeypatch.setattr(manifest._Folder, "_fold", told)
+    for number in range(100):
+        ledger.committed(verdict(f"j{number}", facts(f"n{number}", number)))
+    assert len(begun) > 5
+    assert [(pages, folded) for pages, folded in begun if folded >= pages] == []
+    assert ledger.manifest.rows("PRAGMA wal_autocheckpoint") == [(0,)], "nothing else folds"
+
+
+def test_a_commit_waits_for_the_end_of_a_log_that_has_grown_long(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 1)
+    monkeypatch.setattr(manifest, "_FOLD_SHARE", 0)
+    monkeypatch.setattr(manifest, "_FOLD_PAGES_AT_LAST", 1)
+    fold = manifest._Folder._fold
+
+    def slowly(folder: manifest._Folder, rows: int) -> None:
+        time.sleep(0.05)
+        fold(folder, rows)
+
+    monkeypatch.setattr(manifest._Folder, "_fold", slowly)
+    ledger.committed(verdict("j", A))
+    wait_until(lambda: not _folding(), what="the end of folding")
+    for number in range(10):
+        ledger.committed(verdict(f"j{number}", facts(f"n{number}", number)))
+        assert not _folding()
+    log = ledger.lake.manifest_db.with_name("manifest.sqlite-wal")
+    assert log.stat().st_size < 4096 * 100, "it begins anew each time"
+
+
+def test_what_a_reader_kept_from_being_folded_is_tried_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 100)
+    with closing(Manifest.read(ledger.lake)) as reader:
+        reader._db.execute("BEGIN")
+        reader.rows("SELECT * FROM meta")
+        for number in range(100):
+            ledger.committed(verdict(f"j{number}", facts(f"n{number}", number)))
+            wait_until(lambda: not _folding(), what="the end of folding")
+    ledger.committed(verdict("last", A))
+    wait_until(lambda: not _folding(), what="the end of folding")
+    with closing(Manifest.read_copy(ledger.lake.manifest_db)) as alone:
+        assert alone.applied[0] == ledger.manifest.applied[0]
+
+
+def test_closing_waits_for_what_is_being_folded(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fold(_folder: manifest._Folder, _rows: int) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    monkeypatch.setattr(manifest._Folder, "_fold", fold)
+    ledger.committed(verdict("j", A))
+    assert begun.wait(60)
+    threading.Timer(0.1, go_on.set).start()
+    ledger.manifest.close()
+    assert go_on.is_set()
+    ledger.manifest = Manifest.open(ledger.lake)
+
+
+def _folding() -> bool:
+    return any(thread.name == "manifest-fold" for thread in threading.enumerate())
 
 
 def test_a_manifest_that_was_deleted_is_not_begun_again_by_folding_it(

@@ -7,7 +7,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing
 from datetime import timedelta
@@ -24,7 +23,7 @@ from bus.manifest import Manifest
 from bus.model import CommitRecord, JobRecord, JobState, Outcome, Tombstone, Verdict, utc_now
 from bus.writer import Writer
 from tests.ledger import dump
-from tests.pipeline import LightCatalog, Pipeline, facts, id_of, parquet, sha256, table, verdict
+from tests.pipeline import LightCatalog, Pipeline, facts, id_of, parquet, sha256, verdict
 from tests.waiting import tick_after, wait_until
 
 if TYPE_CHECKING:
@@ -753,24 +752,6 @@ def test_a_drain_that_runs_out_of_time_says_there_is_more(tmp_path: Path) -> Non
         results = [writer.drain(budget_s=0) for _ in range(3)]
         assert [(r.jobs, r.more) for r in results] == [(1, True)] * 3
         assert not writer.drain().more
-
-
-def test_a_drain_lingers_for_what_is_being_judged_and_for_nothing_else(pipe: Pipeline) -> None:
-    with pipe.writer() as writer:
-        pipe.stage("slow", table(1))
-        judge = threading.Timer(0.1, pipe.judge)
-        judge.start()
-        started_s = time.monotonic()
-        assert writer.drain(linger_s=60).jobs == 1
-        judge.join()
-        assert writer.drain(linger_s=60).jobs == 0
-        assert time.monotonic() - started_s < 30
-
-
-def test_it_lingers_no_longer_than_it_was_told(pipe: Pipeline) -> None:
-    with pipe.writer() as writer:
-        pipe.stage("unjudged", table(1))
-        assert writer.drain(linger_s=0.05).jobs == 0
 
 
 def test_nothing_to_do_leaves_exports_alone(pipe: Pipeline) -> None:
