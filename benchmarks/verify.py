@@ -72,9 +72,8 @@ def _of_small_objects(shop: Workshop) -> None:
 
 def _of_many_artifacts(shop: Workshop) -> None:
     artifacts = shop.size(100_000, 10_000)
-    lake = shop.lake_of(
-        artifacts
-    )  # of the measurements that share it, the last: it is changed here
+    lake = shop.lake_of(artifacts)
+    # Of the measurements that share this lake the last: from here on it is another one.
     lakes.answer(lake, documents=False)
     checkpoints.make(lake)
     quick = shop.plan(3).run({"quick": partial(_verify, lake, "quick")})

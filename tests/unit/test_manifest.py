@@ -177,7 +177,7 @@ def test_a_commit_waits_for_the_end_of_a_log_that_has_grown_long(
     fold = manifest._Folder._fold
 
     def slowly(folder: manifest._Folder, rows: int) -> None:
-        time.sleep(0.05)
+        time.sleep(0.05)  # a commit that did not wait would be back long before
         fold(folder, rows)
 
     monkeypatch.setattr(manifest._Folder, "_fold", slowly)
