@@ -93,17 +93,17 @@ def _few(facts: Manifest, ids: str, values: Sequence[Any]) -> tuple[tuple[Artifa
 
 _DOWNSTREAM = """
 WITH RECURSIVE down(node) AS (
-  SELECT e.node FROM artifact_facts a CROSS JOIN lineage_nodes n USING (artifact_id)
-  CROSS JOIN lineage_edges e ON e.input = n.node WHERE {condition}
+  SELECT e.node FROM artifact_facts a CROSS JOIN lineage_edges e ON e.input = a.node
+  WHERE {condition}
   UNION SELECT e.node FROM down d CROSS JOIN lineage_edges e ON e.input = d.node)
-SELECT artifact_id AS id FROM down CROSS JOIN lineage_nodes USING (node)
+SELECT artifact_id AS id FROM down CROSS JOIN nodes USING (node)
 """
 _DELIVERED = """
 SELECT u.artifact_id, u.kind, f.logical_key, u.run_id, u.name
 FROM (SELECT DISTINCT id FROM ({ids}) LIMIT {limit}) i
-JOIN run_artifacts u ON u.use_no = (
-  SELECT max(use_no) FROM run_artifacts n WHERE n.artifact_id = i.id)
 JOIN artifact_facts f ON f.artifact_no = (
   SELECT max(artifact_no) FROM artifact_facts n WHERE n.artifact_id = i.id)
+JOIN run_artifacts u ON u.use_no = (
+  SELECT max(use_no) FROM run_artifacts n WHERE n.node = f.node)
 ORDER BY u.use_no
 """

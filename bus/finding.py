@@ -42,14 +42,14 @@ _OF_RAREST_TAG = """a.artifact_id IN (
     AND added_seq <= :as_of AND ifnull(ended_seq > :as_of, 1))"""
 _OF_EVERY_TAG = """NOT EXISTS (
   SELECT 1 FROM json_each(:tags) j WHERE NOT EXISTS (
-    SELECT 1 FROM tag_facts t WHERE t.artifact_id = a.artifact_id
+    SELECT 1 FROM tag_marks t WHERE t.node = a.node
       AND t.k = json_extract(j.value, '$[0]') AND t.v = json_extract(j.value, '$[1]')
       AND t.added_seq <= :as_of AND ifnull(t.ended_seq > :as_of, 1)))"""
 _OF_RUN = """a.artifact_id IN (
   SELECT artifact_id FROM run_artifacts WHERE run_id = :run_id
     AND (:producer IS NULL OR producer = :producer) AND seq <= :as_of)"""
 _OF_PRODUCER = """EXISTS (
-  SELECT 1 FROM run_artifacts u WHERE u.artifact_id = a.artifact_id
+  SELECT 1 FROM run_artifacts u WHERE u.node = a.node
     AND u.producer = :producer AND u.seq <= :as_of)"""
 _SINCE = "a.max_ts >= :since"
 _UNTIL = "a.min_ts < :until"

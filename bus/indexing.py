@@ -51,6 +51,7 @@ class Applier:
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._facts: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self._edges: list[tuple[str, str, int]] = []
+        self._nodes: dict[str, int] = {}
         self._runs: dict[str | None, tuple[str | None, ...]] = {}
         self._seq = 0
         self._at = ""
@@ -71,11 +72,11 @@ class Applier:
         """Insert every row that was collected."""
         self._insert(self._rows)
         self._insert(self._facts)
-        if self._edges:  # after the artifacts that they join
-            ends = dict.fromkeys(end for edge in self._edges for end in edge[:2])
-            self._db.executemany(statement("add_node"), ((end,) for end in ends))
-            self._db.executemany(statement("add_edge"), self._edges)
-            self._edges.clear()
+        # After the artifacts that they join; what is said again was so before.
+        self._insert_rows(
+            "lineage_edges", [(self._node(i), self._node(o), seq) for i, o, seq in self._edges]
+        )
+        self._edges.clear()
 
     def _insert(self, tables: dict[str, list[tuple[Any, ...]]]) -> None:
         for table, rows in tables.items():
@@ -144,7 +145,7 @@ class Applier:
         begin = self._begin if artifact.decision == "created" else self._once
         for key, values in artifact.tags.items():
             for value in values:
-                begin("tag_facts", artifact_id=artifact.artifact_id, k=key, v=value)
+                begin("tag_marks", node=self._node(artifact.artifact_id), k=key, v=value)
         for old in artifact.supersedes:
             begin("supersede_facts", artifact_id=artifact.artifact_id, supersedes_artifact_id=old)
 
@@ -156,8 +157,12 @@ class Applier:
 
     def _identity(self, artifact: ArtifactRecord) -> None:
         self._artifact_no += 1
+        if artifact.decision == "created":
+            self._nodes[artifact.artifact_id] = self._artifact_no
+            self._rows["nodes"].append((self._artifact_no, artifact.artifact_id, artifact.kind))
         identity = (
             self._artifact_no,
+            self._node(artifact.artifact_id),
             artifact.artifact_id,
             artifact.kind,
             artifact.schema_version,
@@ -199,8 +204,20 @@ class Applier:
             job.created_at_utc,
             self._at,
             meta_json,
+            self._node(artifact.artifact_id),
         )
         self._rows["run_artifacts"].append(row)
+
+    def _node(self, artifact_id: str) -> int:
+        """The number of an artifact, which was created by now."""
+        node = self._nodes.get(artifact_id)
+        if node is None:
+            ((node,),) = self._db.execute(statement("node_of"), (artifact_id,))
+            if node is None:
+                self._db.execute(statement("add_unknown"), (artifact_id,))
+                ((node,),) = self._db.execute("SELECT min(node) FROM nodes")
+            self._nodes[artifact_id] = node
+        return node
 
     def _mutate(self, job: JobRecord, mutation: Mutation) -> None:  # noqa: C901, PLR0912 - a case for each
         match mutation:
@@ -212,11 +229,12 @@ class Applier:
             case Tag(target=target, tags=tags):
                 for k, values in tags.items():
                     for v in values:
-                        self._once("tag_facts", artifact_id=target, k=k, v=v)
+                        self._once("tag_marks", node=self._node(target), k=k, v=v)
             case Untag(target=target, tags=tags):
                 for k, values in tags.items():
                     for v in values:
-                        self._end("tag_facts", "artifact_id = ? AND k = ? AND v = ?", target, k, v)
+                        node = self._node(target)
+                        self._end("tag_marks", "node = ? AND k = ? AND v = ?", node, k, v)
             case Alias(kind=kind, alias=alias, target=aliased):
                 self._end("alias_facts", "kind = ? AND alias = ?", kind, alias)
                 if aliased is not None:
@@ -271,7 +289,7 @@ class Applier:
         if self._is_purged(file_hash):
             self._end("purge_facts", "file_hash = ?", file_hash)
 
-    def _once(self, table: str, **values: str) -> None:
+    def _once(self, table: str, **values: str | int) -> None:
         """Begin a fact unless it already holds."""
         self._write(table)
         same = " AND ".join(f"{column} = ?" for column in values)
@@ -282,7 +300,7 @@ class Applier:
     def _begin(self, table: str, **values: str | int | None) -> None:
         self._facts[table].append((*values.values(), self._seq, None))
 
-    def _end(self, table: str, condition: str, *values: str) -> None:
+    def _end(self, table: str, condition: str, *values: str | int) -> None:
         """End a fact; one that began in this very commit never held, and leaves no row.
 
         So the same fact may begin again in this commit, under the same key.

@@ -213,11 +213,10 @@ def references(facts: Manifest) -> Iterator[Finding]:
 
 
 _REFERENCES = (
-    *(("lineage_facts", "artifact_id"), ("lineage_facts", "input_artifact_id")),
     *(("supersede_facts", "artifact_id"), ("supersede_facts", "supersedes_artifact_id")),
-    *(("tag_facts", "artifact_id"), ("tombstone_facts", "artifact_id")),
-    *(("alias_facts", "artifact_id"), ("pin_facts", "artifact_id")),
-    ("run_artifacts", "artifact_id"),
+    *(("tombstone_facts", "artifact_id"), ("alias_facts", "artifact_id")),
+    *(("pin_facts", "artifact_id"), ("run_artifacts", "artifact_id")),
+    ("nodes", "artifact_id"),  # what tags and lineage speak of
 )
 _GRAPHS = (
     ("lineage_facts", "artifact_id", "input_artifact_id", "descends from"),

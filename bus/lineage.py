@@ -404,9 +404,9 @@ def _json(values: Iterable[Any]) -> str:
 
 
 def _node(manifest: Manifest, artifact_id: str) -> int:
-    """The number of an artifact in the graph; 0, which leads nowhere, when it is not in it."""
-    found = manifest.rows(_sql("node_of"), (artifact_id,))
-    return int(found[0][0]) if found else 0
+    """The number of an artifact that there is, or was."""
+    ((node,),) = manifest.named("node_of", (artifact_id,))
+    return int(node)
 
 
 def _step(manifest: Manifest, way: str, nodes: list[int], seq: int) -> list[tuple[Any, ...]]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("bus.manifest")
 
 #: Raise when manifest.sql changes: an older file is rebuilt, never migrated.
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 
 #: SQLite's log is folded into the file when that many rows are new (each takes at most about a page
 #: of it), later in a large file, whose pages are then written once for several rows. Of a log that

@@ -14,14 +14,21 @@ CREATE TABLE commits(
   writer TEXT NOT NULL, jobs INTEGER NOT NULL, artifacts INTEGER NOT NULL,
   last_use_no INTEGER NOT NULL);
 
--- Identities. `artifact_no` is a small key for the tables with many rows an artifact.
+-- Identities. An artifact that is revived has one more, on other bytes. `node` is the number of its
+-- first one: what other tables know an artifact by. In order of arrival new rows lie side by side,
+-- while a row filed by the id, which is a hash, costs a page of its own in a large table.
 CREATE TABLE artifact_facts(
-  artifact_no INTEGER PRIMARY KEY, artifact_id TEXT NOT NULL, artifact_type TEXT NOT NULL,
-  schema_version INTEGER NOT NULL, logical_key TEXT NOT NULL, file_hash TEXT NOT NULL,
-  content_hash TEXT NOT NULL, row_count INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
-  min_ts TEXT, max_ts TEXT, columns_json TEXT NOT NULL, created_at TEXT NOT NULL,
-  duckdb_readable INTEGER NOT NULL, added_seq INTEGER NOT NULL, ended_seq INTEGER);
+  artifact_no INTEGER PRIMARY KEY, node INTEGER NOT NULL, artifact_id TEXT NOT NULL,
+  artifact_type TEXT NOT NULL, schema_version INTEGER NOT NULL, logical_key TEXT NOT NULL,
+  file_hash TEXT NOT NULL, content_hash TEXT NOT NULL, row_count INTEGER NOT NULL,
+  size_bytes INTEGER NOT NULL, min_ts TEXT, max_ts TEXT, columns_json TEXT NOT NULL,
+  created_at TEXT NOT NULL, duckdb_readable INTEGER NOT NULL, added_seq INTEGER NOT NULL,
+  ended_seq INTEGER);
 CREATE INDEX artifact_facts_id ON artifact_facts(artifact_id);
+
+-- The artifacts behind the numbers, in short rows: to follow 100,000 edges by ids takes twice as
+-- long. Numbers below 0 stand for ids that no record creates; there are none, or it is our error.
+CREATE TABLE nodes(node INTEGER PRIMARY KEY, artifact_id TEXT NOT NULL, artifact_type TEXT);
 
 -- Which contract tables of a kind and version are held to, since the first that was: it never changes.
 CREATE TABLE contracts(
@@ -44,7 +51,8 @@ CREATE TABLE run_artifacts(
   job_id TEXT NOT NULL, seq INTEGER NOT NULL, producer TEXT NOT NULL, kind TEXT NOT NULL,
   schema_version INTEGER NOT NULL, schema_hint TEXT, rows INTEGER NOT NULL,
   file_hash TEXT NOT NULL, content_hash TEXT NOT NULL, deduped INTEGER NOT NULL, mode TEXT,
-  created_at_utc TEXT NOT NULL, ingested_at TEXT NOT NULL, meta_json TEXT NOT NULL);
+  created_at_utc TEXT NOT NULL, ingested_at TEXT NOT NULL, meta_json TEXT NOT NULL,
+  node INTEGER NOT NULL);
 
 -- Submissions: each verdict once, with its outcome.
 CREATE TABLE jobs(
@@ -53,23 +61,22 @@ CREATE TABLE jobs(
   job_digest TEXT, run_id TEXT, producer TEXT, kind TEXT, created_at_utc TEXT,
   committed_at_utc TEXT NOT NULL, artifacts INTEGER NOT NULL, problems_json TEXT);
 
--- Lineage by small numbers: to follow 100,000 edges by ids takes twice as long. A node is an
--- artifact that something was made from, or that was made from something.
-CREATE TABLE lineage_nodes(
-  node INTEGER PRIMARY KEY, artifact_id TEXT NOT NULL UNIQUE, artifact_type TEXT);
-
 -- What a node was made from. That never ends, whatever becomes of the two.
 CREATE TABLE lineage_edges(
   node INTEGER NOT NULL, input INTEGER NOT NULL, added_seq INTEGER NOT NULL,
   PRIMARY KEY (node, input)) WITHOUT ROWID;
 CREATE VIEW lineage_facts AS
 SELECT n.artifact_id, i.artifact_id AS input_artifact_id, e.added_seq, NULL AS ended_seq
-FROM lineage_edges e JOIN lineage_nodes n USING (node) JOIN lineage_nodes i ON i.node = e.input;
+FROM lineage_edges e JOIN artifact_facts n ON n.artifact_no = e.node
+JOIN artifact_facts i ON i.artifact_no = e.input;
 
-CREATE TABLE tag_facts(
-  artifact_id TEXT NOT NULL, k TEXT NOT NULL, v TEXT NOT NULL,
+CREATE TABLE tag_marks(
+  node INTEGER NOT NULL, k TEXT NOT NULL, v TEXT NOT NULL,
   added_seq INTEGER NOT NULL, ended_seq INTEGER,
-  PRIMARY KEY (artifact_id, k, v, added_seq)) WITHOUT ROWID;
+  PRIMARY KEY (node, k, v, added_seq)) WITHOUT ROWID;
+CREATE VIEW tag_facts AS
+SELECT a.artifact_id, t.k, t.v, t.added_seq, t.ended_seq
+FROM tag_marks t JOIN artifact_facts a ON a.artifact_no = t.node;
 
 CREATE TABLE supersede_facts(
   artifact_id TEXT NOT NULL, supersedes_artifact_id TEXT NOT NULL,
@@ -203,18 +210,18 @@ CREATE INDEX IF NOT EXISTS artifact_facts_file ON artifact_facts(file_hash);
 CREATE INDEX IF NOT EXISTS runs_last_seq ON runs(last_seq);
 CREATE INDEX IF NOT EXISTS run_artifacts_run ON run_artifacts(run_id, name);
 CREATE INDEX IF NOT EXISTS run_artifacts_job ON run_artifacts(job_id, name);
-CREATE INDEX IF NOT EXISTS run_artifacts_artifact ON run_artifacts(artifact_id);
+CREATE INDEX IF NOT EXISTS run_artifacts_node ON run_artifacts(node);
 CREATE INDEX IF NOT EXISTS run_artifacts_kind ON run_artifacts(kind);
 CREATE INDEX IF NOT EXISTS run_artifacts_kind_name ON run_artifacts(kind, name);
 CREATE INDEX IF NOT EXISTS jobs_id ON jobs(job_id, outcome);
 CREATE INDEX IF NOT EXISTS jobs_seq ON jobs(seq);
 CREATE INDEX IF NOT EXISTS lineage_edges_input ON lineage_edges(input, added_seq);
-CREATE INDEX IF NOT EXISTS tag_facts_kv ON tag_facts(k, v);
+CREATE INDEX IF NOT EXISTS tag_marks_kv ON tag_marks(k, v);
 CREATE INDEX IF NOT EXISTS supersede_facts_old ON supersede_facts(supersedes_artifact_id);
 CREATE INDEX IF NOT EXISTS artifact_facts_ended ON artifact_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX IF NOT EXISTS lineage_edges_added ON lineage_edges(added_seq);
-CREATE INDEX IF NOT EXISTS tag_facts_added ON tag_facts(added_seq);
-CREATE INDEX IF NOT EXISTS tag_facts_ended ON tag_facts(ended_seq) WHERE ended_seq IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tag_marks_added ON tag_marks(added_seq);
+CREATE INDEX IF NOT EXISTS tag_marks_ended ON tag_marks(ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX IF NOT EXISTS supersede_facts_added ON supersede_facts(added_seq);
 CREATE INDEX IF NOT EXISTS supersede_facts_ended ON supersede_facts(ended_seq) WHERE ended_seq IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tombstone_facts_added ON tombstone_facts(added_seq);
@@ -252,17 +259,13 @@ ON CONFLICT (run_id) DO UPDATE SET
   last_seen_at = excluded.last_seen_at, last_seq = excluded.last_seq,
   meta_json = json_patch(meta_json, excluded.meta_json);
 
--- name: add_node
--- Number an artifact that takes part in lineage.
-INSERT INTO lineage_nodes(artifact_id, artifact_type)
-SELECT ?1, (SELECT artifact_type FROM artifact_facts WHERE artifact_id = ?1 LIMIT 1)
-WHERE NOT EXISTS (SELECT 1 FROM lineage_nodes WHERE artifact_id = ?1);
+-- name: node_of
+-- The number of an artifact; NULL when there is none.
+SELECT min(artifact_no) FROM artifact_facts WHERE artifact_id = ?;
 
--- name: add_edge
--- An artifact was made from another; said again, it was so before.
-INSERT OR IGNORE INTO lineage_edges(node, input, added_seq)
-SELECT n.node, i.node, ?3 FROM lineage_nodes n, lineage_nodes i
-WHERE n.artifact_id = ?1 AND i.artifact_id = ?2;
+-- name: add_unknown
+-- Number an id that no record has created.
+INSERT INTO nodes(node, artifact_id) SELECT min(ifnull(min(node), 0), 0) - 1, ? FROM nodes;
 
 -- name: end_identity
 -- A revived artifact stands on other bytes from now on; its earlier row stays as history.
@@ -311,7 +314,7 @@ WHERE file_hash = ?1 AND status IN ('active', 'damaged') AND artifact_id NOT IN 
   SELECT artifact_id FROM artifact_facts WHERE duckdb_readable = 0 AND ended_seq IS NULL)
 UNION ALL
 SELECT 'run', run_id, name, NULL FROM run_artifacts u
-WHERE artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE file_hash = ?1 AND ended_seq IS NULL)
+WHERE node IN (SELECT node FROM artifact_facts WHERE file_hash = ?1 AND ended_seq IS NULL)
   AND use_no = (SELECT max(use_no) FROM run_artifacts n WHERE n.run_id = u.run_id AND n.name = u.name);
 
 -- name: linked_anew
@@ -336,7 +339,7 @@ WHERE ended_seq IS NULL AND file_hash IN (SELECT value FROM json_each(?));
 -- Deliveries of runs that show this object, or showed it before their artifact got other bytes.
 SELECT run_id, name FROM run_artifacts u
 WHERE file_hash = ?1
-  AND artifact_id IN (SELECT artifact_id FROM artifact_facts WHERE file_hash = ?1)
+  AND node IN (SELECT node FROM artifact_facts WHERE file_hash = ?1)
   AND use_no = (SELECT max(use_no) FROM run_artifacts n WHERE n.run_id = u.run_id AND n.name = u.name);
 
 -- name: still_needed
@@ -393,8 +396,8 @@ SELECT artifact_id FROM alias_facts WHERE ended_seq IS NULL AND kind = ? AND ali
 SELECT a.artifact_id, a.artifact_type, a.schema_version, a.logical_key, {status} AS status,
        a.file_hash, a.content_hash, a.row_count, a.size_bytes, a.min_ts, a.max_ts, a.created_at,
        a.added_seq,
-       (SELECT json_group_array(json_array(t.k, t.v)) FROM tag_facts t
-        WHERE t.artifact_id = a.artifact_id
+       (SELECT json_group_array(json_array(t.k, t.v)) FROM tag_marks t
+        WHERE t.node = a.node
           AND t.added_seq <= :as_of AND ifnull(t.ended_seq > :as_of, 1))
 FROM artifact_facts a
 WHERE a.artifact_no IN (
@@ -471,7 +474,7 @@ SELECT kind FROM kinds WHERE kind IS NOT NULL
 -- Of these [key, value] pairs the one that the fewest artifacts carry, or ever did.
 SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(:tags) j
 ORDER BY (SELECT count(*) FROM (
-  SELECT 1 FROM tag_facts WHERE k = json_extract(j.value, '$[0]')
+  SELECT 1 FROM tag_marks WHERE k = json_extract(j.value, '$[0]')
     AND v = json_extract(j.value, '$[1]') LIMIT :rare)) LIMIT 1
 
 -- name: is_rare
@@ -559,7 +562,7 @@ SELECT seq, committed_at_utc, change, kind, artifact_id, job_id, details FROM (
   SELECT seq, 1, use_no,
          CASE WHEN deduped THEN 'deduped'
               WHEN EXISTS (SELECT 1 FROM run_artifacts e
-                           WHERE e.artifact_id = u.artifact_id AND e.use_no < u.use_no)
+                           WHERE e.node = u.node AND e.use_no < u.use_no)
               THEN 'revived' ELSE 'created' END,
          kind, artifact_id, job_id,
          json_object('run_id', run_id, 'name', name, 'producer', producer, 'schema_version',

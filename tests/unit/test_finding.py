@@ -418,7 +418,7 @@ BY_KEY = {
     ),
     "tags": (
         f"{finding._OF_RAREST_TAG} AND {finding._OF_EVERY_TAG} AND {finding._AMONG_KINDS}",
-        "tag_facts_kv",
+        "tag_marks_kv",
     ),
     "a run": (f"{finding._OF_RUN} AND {finding._AMONG_KINDS}", "run_artifacts_run"),
 }

@@ -230,7 +230,7 @@ def test_a_walk_ends_in_a_manifest_where_someone_has_made_a_cycle(tmp_path: Path
     family.make("c", "b")
     family.make("B")
     family.replace("b", "B")
-    number = "(SELECT node FROM lineage_nodes WHERE artifact_id = ?)"
+    number = "(SELECT node FROM nodes WHERE artifact_id = ?)"
     insert = f"INSERT INTO lineage_edges VALUES ({number}, {number}, 5)"
     family.manifest._db.execute(insert, (family.id("a"), family.id("c")))
     assert family.around("b", "up") == (set("abc"), {("b", "a"), ("a", "c"), ("c", "b")})

@@ -13,6 +13,7 @@ import pytest
 
 from bus import manifest
 from bus.errors import Unavailable
+from bus.invariants import references
 from bus.journal import GENESIS, Commit
 from bus.lake import Lake
 from bus.manifest import BrokenManifestError, Manifest, StaleManifestError
@@ -374,3 +375,39 @@ def test_facts_tell_how_things_stood_after_each_commit(ledger: Ledger) -> None:
         for seq in range(1, 5)
     ]
     assert held == [False, True, False, True]
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_new_lies_side_by_side_however_much_there_is(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest, "_FOLD_ROWS", 1_000_000)  # so that the log only grows
+    ledger.manifest.index()
+    log = ledger.lake.manifest_db.with_name("manifest.sqlite-wal")
+
+    def pages(numbers: range) -> float:
+        """How many pages committing these wrote."""
+        before = log.stat().st_size
+        tagged = (facts(f"n{n}", n, tags={"n": [str(n)]}, inputs=[id_of(A)]) for n in numbers)
+        ledger.committed(verdict(f"j{numbers[0]}", *tagged))
+        return (log.stat().st_size - before) / 4096
+
+    ledger.committed(verdict("first", A))
+    for first in range(2, 5_000, 1_000):
+        pages(range(first, first + 1_000))
+    # Only by its id and by its file's hash each row is on a page of its own; of what else there is
+    # the last page is enough.
+    assert pages(range(10_000, 10_020)) < 20 * 2 + 80
+
+
+def test_an_id_that_no_record_creates_is_told_as_our_error(ledger: Ledger) -> None:
+    (job,) = ledger.committed(verdict("j1", A))
+    nowhere, elsewhere = id_of(facts("nowhere", 8)), id_of(facts("elsewhere", 9))
+    artifact = job.artifacts[0].model_copy(update={"decision": "deduped", "inputs": [nowhere]})
+    tags = [Tag(op="tag", target=target, tags={"k": ["v"]}) for target in (elsewhere, nowhere)]
+    wrong = {"job_id": "j2", "verdict_id": "v2", "artifacts": [artifact], "mutations": tags}
+    ledger.apply([job.model_copy(update=wrong)])
+    found = {finding.where: finding.invariant for finding in references(ledger.manifest)}
+    assert found == {nowhere: 8, elsewhere: 8}

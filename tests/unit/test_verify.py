@@ -249,7 +249,7 @@ def change_row(pipe: Pipeline) -> None:
 
 
 def delete_row(pipe: Pipeline) -> None:
-    change_manifest(pipe, "DELETE FROM tag_facts")
+    change_manifest(pipe, "DELETE FROM tag_marks")
 
 
 def add_row(pipe: Pipeline) -> None:
@@ -498,7 +498,7 @@ HARMS: dict[Callable[[Pipeline], None], tuple[int, str, str]] = {
     edit_last_record: (3, "000000000005.json", "record 5 is not the one that was indexed"),
     cut_record: (3, "000000000003.json", "record 3 is not the one that was indexed"),
     change_row: (4, "manifest.sqlite", "table artifact_facts has 1 row"),
-    delete_row: (4, "manifest.sqlite", "table tag_facts has 1 row missing"),
+    delete_row: (4, "manifest.sqlite", "table tag_marks has 1 row missing"),
     add_row: (4, "manifest.sqlite", "table pin_facts has 1 row that a rebuild has not"),
     break_manifest: (4, "manifest.sqlite", "damaged"),
     lose_manifest: (4, "manifest.sqlite", "no manifest yet"),
