@@ -50,9 +50,10 @@ def _rows_of(db: sqlite3.Connection, table: str, seq: int) -> list[tuple[Any, ..
     columns = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
     column = next((name for name in ("added_seq", "seq", "first_seq") if name in columns), None)
     condition = f"{column} = ?"
-    if column is None and "artifact_no" in columns:
+    number = next((name for name in ("artifact_no", "node") if name in columns), None)
+    if column is None and number is not None:
         ours = "SELECT artifact_no FROM artifact_facts WHERE added_seq = ?"
-        condition = f"artifact_no IN ({ours})"
+        condition = f"{number} IN ({ours})"
     elif column is None or table == "progress":
         return []
     return db.execute(f"SELECT * FROM {table} WHERE {condition}", (seq,)).fetchall()

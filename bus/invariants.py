@@ -206,6 +206,20 @@ def references(facts: Manifest) -> Iterator[Finding]:
         ):
             message = f"does not exist, but {count} rows of {table} refer to it"
             yield Finding(8, target, message, OUR_ERROR)
+    for table, column in _NUMBERS:
+        for number, count in facts.rows(
+            f"SELECT {column}, count(*) FROM {table} f WHERE NOT EXISTS ("  # noqa: S608 - likewise
+            f"SELECT 1 FROM nodes n WHERE n.node = f.{column}) GROUP BY {column}"
+        ):
+            message = f"{count} rows of {table} refer to an artifact of this number; there is none"
+            yield Finding(8, f"{column} {number}", message, OUR_ERROR)
+    for table in _NUMBERED:
+        for artifact_id, count in facts.rows(
+            f"SELECT f.artifact_id, count(*) FROM {table} f LEFT JOIN nodes n USING (node) "  # noqa: S608 - likewise
+            "WHERE n.artifact_id IS NOT f.artifact_id GROUP BY f.artifact_id"
+        ):
+            message = f"{count} rows of {table} have it under a number that is not its own"
+            yield Finding(8, artifact_id, message, OUR_ERROR)
     for table, start, end, verb in _GRAPHS:
         edges = f"SELECT {start}, {end} FROM {table} WHERE ended_seq IS NULL"  # noqa: S608 - likewise
         for artifact_id in _in_cycles(edge for rows in facts.chunks(edges) for edge in rows):
@@ -218,6 +232,8 @@ _REFERENCES = (
     *(("pin_facts", "artifact_id"), ("run_artifacts", "artifact_id")),
     ("nodes", "artifact_id"),  # what tags and lineage speak of
 )
+_NUMBERS = (("tag_marks", "node"), ("lineage_edges", "node"), ("lineage_edges", "input"))
+_NUMBERED = ("artifact_facts", "run_artifacts")
 _GRAPHS = (
     ("lineage_facts", "artifact_id", "input_artifact_id", "descends from"),
     ("supersede_facts", "artifact_id", "supersedes_artifact_id", "supersedes"),

@@ -404,9 +404,9 @@ def _json(values: Iterable[Any]) -> str:
 
 
 def _node(manifest: Manifest, artifact_id: str) -> int:
-    """The number of an artifact that there is, or was."""
+    """The number of an artifact; 0, which leads nowhere, when there is none."""
     ((node,),) = manifest.named("node_of", (artifact_id,))
-    return int(node)
+    return int(node or 0)
 
 
 def _step(manifest: Manifest, way: str, nodes: list[int], seq: int) -> list[tuple[Any, ...]]:

@@ -26,8 +26,9 @@ CREATE TABLE artifact_facts(
   ended_seq INTEGER);
 CREATE INDEX artifact_facts_id ON artifact_facts(artifact_id);
 
--- The artifacts behind the numbers, in short rows: to follow 100,000 edges by ids takes twice as
--- long. Numbers below 0 stand for ids that no record creates; there are none, or it is our error.
+-- The artifacts behind the numbers. These rows are short, so that naming 100,000 artifacts reads few
+-- pages; those of artifact_facts hold a list of columns each. Numbers below 0 stand for ids that no
+-- record creates; there are none, or it is our error.
 CREATE TABLE nodes(node INTEGER PRIMARY KEY, artifact_id TEXT NOT NULL, artifact_type TEXT);
 
 -- Which contract tables of a kind and version are held to, since the first that was: it never changes.

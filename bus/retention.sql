@@ -9,7 +9,7 @@ UNION SELECT artifact_id FROM tombstone_facts WHERE ended_seq IS NULL
 -- The scope of a second look: what stands on these objects, and all that was made from it.
 SELECT artifact_id FROM artifact_facts
 WHERE ended_seq IS NULL AND file_hash IN (SELECT 'sha256:' || value FROM json_each(:objects))
-UNION SELECT l.artifact_id FROM scope s JOIN lineage_facts l ON l.input_artifact_id = s.id
+UNION SELECT l.artifact_id FROM scope s CROSS JOIN lineage_facts l ON l.input_artifact_id = s.id
 WHERE l.ended_seq IS NULL
 
 -- name: fates
@@ -61,9 +61,9 @@ own AS MATERIALIZED (
   LEFT JOIN policies p ON p.kind = a.kind),
 loose AS MATERIALIZED (SELECT id FROM own WHERE kept IS NULL),
 needed(id) AS (
-  SELECT l.input_artifact_id FROM loose JOIN lineage_facts l ON l.input_artifact_id = loose.id
+  SELECT l.input_artifact_id FROM loose CROSS JOIN lineage_facts l ON l.input_artifact_id = loose.id
   WHERE l.ended_seq IS NULL AND l.artifact_id NOT IN (SELECT id FROM loose)
-  UNION SELECT l.input_artifact_id FROM needed n JOIN lineage_facts l ON l.artifact_id = n.id
+  UNION SELECT l.input_artifact_id FROM needed n CROSS JOIN lineage_facts l ON l.artifact_id = n.id
   WHERE l.ended_seq IS NULL AND l.input_artifact_id IN (SELECT id FROM loose)),
 going AS MATERIALIZED (SELECT id FROM loose WHERE id NOT IN (SELECT id FROM needed)),
 -- Bytes that an artifact which stays stands on, too.

@@ -411,3 +411,21 @@ def test_an_id_that_no_record_creates_is_told_as_our_error(ledger: Ledger) -> No
     ledger.apply([job.model_copy(update=wrong)])
     found = {finding.where: finding.invariant for finding in references(ledger.manifest)}
     assert found == {nowhere: 8, elsewhere: 8}
+
+
+def test_numbers_that_lead_to_no_artifact_or_to_another_are_told(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.committed(
+        verdict("j", facts("a", 1, tags={"k": ["v"]}), facts("b", 2, inputs=[id_of(A)]))
+    )
+    assert list(references(ledger.manifest)) == []
+    for change in (
+        "UPDATE tag_marks SET node = 997",
+        "UPDATE lineage_edges SET node = 998, input = 999",
+        f"UPDATE run_artifacts SET node = 2 WHERE artifact_id = '{id_of(A)}'",
+        f"UPDATE artifact_facts SET node = 1 WHERE artifact_id = '{id_of(B)}'",
+    ):
+        ledger.manifest._db.execute(change)
+    found = [finding.where for finding in references(ledger.manifest)]
+    assert found == ["node 997", "node 998", "input 999", id_of(B), id_of(A)]
+    ledger.manifest.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,7 +12,9 @@ import pytest
 from bus import retention, writer as writer_module
 from bus.client import Bus
 from bus.errors import NotFound, Refused
+from bus.manifest import Manifest
 from bus.model import JobState, Mutation, Receipt, RejectReason, iso, utc_now
+from bus.statements import statement
 from bus.verify import verify
 from tests.pipeline import KIND, LightCatalog, Pipeline, table
 from tests.waiting import wait_until
@@ -595,3 +598,16 @@ def test_a_clock_that_is_ahead_discards_nothing_that_comes_later(pipe: Pipeline)
     publish(pipe, 2, "k", job_id="late")
     assert [pipe.state(job) for job in ("early", "late")] == [JobState.UNKNOWN, JobState.COMMITTED]
     assert_sound(pipe)
+
+
+@pytest.mark.parametrize("scope", ["on_objects", "all_withdrawn"])
+def test_what_something_kept_was_made_from_is_found_without_walking_all_edges(
+    pipe: Pipeline, scope: str
+) -> None:
+    publish(pipe, 1, "k")
+    known = dict.fromkeys(("objects", "young", "now"))
+    sql = statement("fates", "retention.sql").format(scope=statement(scope, "retention.sql"))
+    with closing(Manifest.read(pipe.lake)) as manifest:
+        plan = [line for *_, line in manifest.rows(f"EXPLAIN QUERY PLAN {sql}", known)]
+    assert [line for line in plan if line.startswith("SCAN e")] == []
+    assert [line for line in plan if line.startswith("SEARCH e ")]
