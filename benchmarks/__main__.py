@@ -53,8 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("machine")
         for figure in machine.facts(shop.folder):
             report.add(figure)
-        if not chosen.quick:
-            report.add(machine.fill_memory(shop.folder))
         for name in names:
             _measure(shop, name)
     report.add(Figure("took", round(time.monotonic() - begin_s), "s", remark=_mode(chosen)))

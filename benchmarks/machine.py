@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -38,11 +39,12 @@ with open(path, "rb", buffering=0) as file:
 """
 
 
-def fill_memory(directory: Path) -> Figure:
-    """Fill free memory with cached pages of a file that is one hole, as daily work would; how much.
+@contextmanager
+def full_memory(directory: Path) -> Iterator[str]:
+    """Free memory holds cached pages of a file, which is one hole; says how much that took.
 
-    A virtual machine gets a free page from its host at the first use, which takes several times as
-    long as to use one again, and may give it back when it is free. Cached pages are its own.
+    So it is on a machine after a day of work. A virtual machine gets a free page from its host when
+    it is used first, several times slower than a page is used again, and gives free ones back.
     """
     path = directory / "hole"
     with path.open("wb") as file:
@@ -60,8 +62,8 @@ def fill_memory(directory: Path) -> Figure:
         for begin, end in pairwise(bounds)
     ]
     read = sum(int(process.communicate()[0] or 0) for process in running)
-    took = f"in {time.monotonic() - begin_s:.0f} s"
-    return Figure("machine.memory_filled", read // 2**20, "MiB", remark=took)
+    yield f"{read // 2**20:,} MiB of memory filled in {time.monotonic() - begin_s:.0f} s"
+    path.unlink()
 
 
 def facts(directory: Path) -> Iterator[Figure]:

@@ -17,7 +17,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks import inputs, lakes
+from benchmarks import inputs, lakes, machine
 from benchmarks.bare import BareWriter, Pattern
 from bus.intake import Intake
 from bus.lake import RECEIPT, Lake
@@ -60,6 +60,8 @@ def measure(shop: Workshop) -> None:
             for _ in range(_BATCHES_BEFORE):
                 bench.drain(bench.prepare())
             grown[name] = partial(_drained, bench)
+        if not shop.quick:  # else the larger snapshot takes the pages that cost more
+            shop.say(stack.enter_context(machine.full_memory(folder)))
         growth = shop.plan(15).run(grown)
     gc.unfreeze()
     shop.show(
